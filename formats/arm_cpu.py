@@ -1,0 +1,244 @@
+"""The arm64 `cpu` section, version 22: its construct schema, and a view of its cpreg arrays that patches in place.
+
+Source: QEMU `target/arm/machine.c` (`vmstate_arm_cpu` and its subsections); the layout is the same from 5.2 to 11.1.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from struct import Struct as PackedStruct
+from typing import TYPE_CHECKING, Any, Final
+
+from construct import Array, Bytes, Flag, Int8ub, Int32ub, Int64sb, Int64ub, Struct, this
+
+from formats.errors import MalformedStreamError, UnknownCpuVersionError
+
+if TYPE_CHECKING:
+    from construct import Construct
+
+    from formats.vmdesc import Layout
+
+IDSTR: Final = "cpu"
+VERSION: Final = 22
+
+_BEFORE_CPREGS: Final = Struct(
+    "regs" / Array(16, Int32ub),
+    "xregs" / Array(32, Int64ub),
+    "pc" / Int64ub,
+    "cpsr" / Int32ub,
+    "spsr" / Int32ub,
+    "banked_spsr" / Array(8, Int64ub),
+    "banked_r13" / Array(8, Int32ub),
+    "banked_r14" / Array(8, Int32ub),
+    "usr_regs" / Array(5, Int32ub),
+    "fiq_regs" / Array(5, Int32ub),
+    "elr_el" / Array(4, Int64ub),
+    "sp_el" / Array(4, Int64ub),
+)
+_CPREGS: Final = Struct(
+    "cpreg_vmstate_array_len" / Int32ub,
+    "cpreg_vmstate_indexes" / Array(this.cpreg_vmstate_array_len, Int64ub),
+    "cpreg_vmstate_values" / Array(this.cpreg_vmstate_array_len, Int64ub),
+)
+_AFTER_CPREGS: Final = Struct(
+    "exclusive_addr" / Int64ub,
+    "exclusive_val" / Int64ub,
+    "exclusive_high" / Int64ub,
+    "unused" / Bytes(8),
+    "exception_syndrome" / Int32ub,
+    "exception_fsr" / Int32ub,
+    "exception_vaddress" / Int64ub,
+    "gt_timer_phys" / Int64sb,
+    "gt_timer_virt" / Int64sb,
+    "power_state" / Flag,
+)
+
+CPU: Final = Struct(*_BEFORE_CPREGS.subcons, *_CPREGS.subcons, *_AFTER_CPREGS.subcons)
+"""The body of a `cpu` section up to its subsections."""
+
+SUBSECTIONS: Final[dict[str, "Construct[Any, Any]"]] = {
+    "cpu/vfp": Struct("q" / Array(64, Int64ub), "fpsid" / Int32ub, "xregs" / Array(14, Int32ub), "fpscr" / Int32ub),
+    "cpu/vfp/fpcr_fpsr": Struct("fpcr" / Int64ub, "fpsr" / Int64ub),
+    "cpu/iwmmxt": Struct("regs" / Array(16, Int64ub), "cregs" / Array(16, Int32ub)),
+    "cpu/thumb2ee": Struct("teecr" / Int32ub, "teehbr" / Int32ub),
+    "cpu/sve": Struct("zregs_high" / Array(32 * 14, Int64ub), "pregs" / Array(17 * 4, Int64ub)),
+    "cpu/sme": Struct("zarray" / Array(256 * 32, Int64ub)),
+    "cpu/serror": Struct("pending" / Int8ub, "has_esr" / Int8ub, "esr" / Int64ub),
+    "cpu/irq-line-state": Struct("irq_line_state" / Int32ub),
+    "cpu/wfxt-timer": Struct("wfxt_timer" / Int64sb),
+}
+"""The subsections of A-profile processors. They follow each other; nesting leaves no mark on the wire but the name."""
+
+_COUNT_OFFSET: Final[int] = _BEFORE_CPREGS.sizeof()
+_AFTER_SIZE: Final[int] = _AFTER_CPREGS.sizeof()
+_SUBSECTION_SIZES: Final[dict[bytes, int]] = {name.encode(): schema.sizeof() for name, schema in SUBSECTIONS.items()}
+_BE32: Final = PackedStruct(">I")
+_BE64: Final = PackedStruct(">Q")
+_FIRST_ID: Final = _COUNT_OFFSET + _BE32.size
+
+_RUN_OF_REGISTER_IDS: Final = re.compile(rb"(?:[\x40\x60][\x20-\x60].{6}){16,}", re.DOTALL)
+"""Sixteen KVM register ids in a row: KVM_REG_ARM or KVM_REG_ARM64 on top, then the size."""
+
+
+class RegisterList:
+    """The system registers of one vCPU, as a view of the buffer that holds its `cpu` section.
+
+    Values are be64 whatever the register's own size; ids are KVM register ids in strictly ascending order.
+
+    Attributes:
+        vcpu: The vCPU's index, which is the section's instance id.
+        ids: The register ids in the order of the wire.
+    """
+
+    __slots__ = ("_buffer", "_position_of", "_values", "ids", "vcpu")
+
+    def __init__(self, buffer: bytearray, body: int, vcpu: int) -> None:
+        """Look at the section whose body begins at `buffer[body:]`; `cpregs_end` must have accepted it."""
+        (count,) = _BE32.unpack_from(buffer, body + _COUNT_OFFSET)
+        first_id = body + _FIRST_ID
+        self.vcpu = vcpu
+        self.ids: tuple[int, ...] = PackedStruct(f">{count}Q").unpack_from(buffer, first_id)
+        self._buffer = buffer
+        self._values = first_id + 8 * count
+        self._position_of = {register_id: index for index, register_id in enumerate(self.ids)}
+
+    def __contains__(self, register_id: int) -> bool:
+        return register_id in self._position_of
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, register_id: int) -> int:
+        value: int = _BE64.unpack_from(self._buffer, self._offset(register_id))[0]
+        return value
+
+    def __setitem__(self, register_id: int, value: int) -> None:
+        _BE64.pack_into(self._buffer, self._offset(register_id), value)
+
+    def get(self, register_id: int) -> int | None:
+        """Return the register's value; None when the stream does not hold it."""
+        index = self._position_of.get(register_id)
+        return None if index is None else self[register_id]
+
+    def items(self) -> Iterator[tuple[int, int]]:
+        """Yield (id, value) in the order of the wire."""
+        values = PackedStruct(f">{len(self.ids)}Q").unpack_from(self._buffer, self._values)
+        return zip(self.ids, values, strict=True)
+
+    def _offset(self, register_id: int) -> int:
+        return self._values + 8 * self._position_of[register_id]
+
+
+def cpregs_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
+    """Return where the part of a `cpu` body before its subsections ends.
+
+    Args:
+        held: The buffer.
+        body: Where the body begins in it.
+        end: Where the body, or what is there of it, ends at the latest.
+
+    Returns:
+        The end; None when the bytes cannot be a version 22 `cpu`: too short, or ids that do not strictly ascend.
+    """
+    if end - body < _FIRST_ID + _AFTER_SIZE:
+        return None
+    (count,) = _BE32.unpack_from(held, body + _COUNT_OFFSET)
+    first_id = body + _FIRST_ID
+    cpregs = first_id + 16 * count + _AFTER_SIZE
+    if cpregs > end:
+        return None
+    ids = PackedStruct(f">{count}Q").unpack_from(held, first_id)
+    if any(low >= high for low, high in pairwise(ids)):
+        return None
+    return cpregs
+
+
+def body_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
+    """Return where a version 22 `cpu` body ends by its schema alone; None when it is no such body, or not to be told.
+
+    It ends at the first byte that does not begin a known subsection.
+
+    Args:
+        held: The buffer.
+        body: Where the body begins in it.
+        end: Where the buffer ends.
+    """
+    position = cpregs_end(held, body, end)
+    while position is not None and position + 2 <= end and held[position] == 0x05:
+        name_end = position + 2 + held[position + 1]
+        size = _SUBSECTION_SIZES.get(bytes(held[position + 2 : name_end]))
+        if size is None:
+            return None
+        position = name_end + 4 + size
+        if position > end:
+            return None
+    return position
+
+
+def is_arm64(held: bytearray, body: int, end: int, layout: "Layout | None") -> bool:
+    """Tell whether a section named `cpu` is an arm64 one; x86, riscv and others use the name too.
+
+    Args:
+        held: The buffer.
+        body: Where the section's body begins in it.
+        end: Where it ends.
+        layout: What the vmdesc says of it, if there is one; it names the cpreg arrays or not. Without it, a long run of
+            KVM register ids tells.
+    """
+    if layout is not None:
+        return layout.field("cpreg_vmstate_indexes") is not None or any(
+            field.name.startswith("cpreg_vmstate") for field in layout.fields
+        )
+    return _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
+
+
+def open_registers(
+    held: bytearray, body: int, end: int, *, version: int, vcpu: int, layout: "Layout | None", offset: int
+) -> RegisterList:
+    """Open the registers of an arm64 `cpu` section whose bounds are known.
+
+    Args:
+        held: The buffer.
+        body: Where the section's body begins in it.
+        end: Where it ends.
+        version: The section's version id.
+        vcpu: The section's instance id.
+        layout: What the vmdesc says of it; where it is there, it must agree with the schema.
+        offset: Where the body begins in the stream; used in errors only.
+
+    Raises:
+        UnknownCpuVersionError: The version is not 22, or vmdesc and schema disagree on where the registers are.
+        MalformedStreamError: Version 22, but not its layout.
+    """
+    section = f"'{IDSTR}' instance {vcpu}"
+    if version != VERSION:
+        raise UnknownCpuVersionError(
+            f"arm64 cpu state of version {version}; version {VERSION} is the one that is known",
+            offset=offset,
+            section=section,
+            advice="report the QEMU version to the authors of vmstate-proxy",
+        )
+    if cpregs_end(held, body, end) is None:
+        raise MalformedStreamError("its register list is cut off or out of order", offset=offset, section=section)
+    registers = RegisterList(held, body, vcpu)
+    schema_end = body_end(held, body, end)
+    if schema_end is not None and schema_end != end:
+        raise UnknownCpuVersionError(
+            f"it has {end - body} bytes, its known layout {schema_end - body}", offset=offset, section=section
+        )
+    if layout is not None:
+        count = len(registers)
+        expected = {
+            "cpreg_vmstate_array_len": (_COUNT_OFFSET, 4),
+            "cpreg_vmstate_indexes": (_FIRST_ID, 8 * count),
+            "cpreg_vmstate_values": (_FIRST_ID + 8 * count, 8 * count),
+        }
+        for name, (where, length) in expected.items():
+            found = layout.field(name)
+            if found is None or (found[0], found[1].length) != (where, length):
+                raise UnknownCpuVersionError(
+                    f"the vmdesc does not have {name} at byte {where} of the section, where the known layout has it",
+                    offset=offset,
+                    section=section,
+                )
+    return registers

@@ -1,0 +1,150 @@
+"""The records of `ram` sections; runs of uniform pages are stepped over without a Python operation per page.
+
+A record is be64 `page offset | flags`, then, unless CONTINUE is set, u8 length + the block's idstr, then what the flag
+says. Source: QEMU `migration/ram.c` (`save_page_header`, `ram_load_precopy`, `parse_ramblocks`).
+"""
+
+import re
+from struct import Struct
+from typing import ClassVar, Final
+
+from formats.iterable import IterableReader, Record, counted
+
+ZERO: Final = 0x002
+MEM_SIZE: Final = 0x004
+PAGE: Final = 0x008
+EOS: Final = 0x010
+CONTINUE: Final = 0x020
+XBZRLE: Final = 0x040
+HOOK: Final = 0x080
+COMPRESS_PAGE: Final = 0x100
+MULTIFD_FLUSH: Final = 0x200
+
+_BE64: Final = Struct(">Q")
+_XBZRLE: Final = Struct(">BH")
+_BE32: Final = Struct(">I")
+
+_ZERO_RECORD: Final = 8 + 1
+_RUN_WINDOW: Final = 16
+"""Records looked at first when a run begins; each uniform window is followed by one 16 times as large."""
+
+# The last byte of a header's be64 holds flags 0x01..0x80, the low half of the one before it flags 0x100..0x800.
+_NO_HIGH_FLAG: Final = re.compile(rb"[\x00\x10\x20\x30\x40\x50\x60\x70\x80\x90\xa0\xb0\xc0\xd0\xe0\xf0]*")
+_LOW_FLAGS: Final = {
+    flags: re.compile(re.escape(bytes([flags])) + b"*") for flags in (ZERO | CONTINUE, PAGE | CONTINUE)
+}
+
+
+class RamReader(IterableReader):
+    """Steps through `ram` sections.
+
+    Attributes:
+        page_size: Bytes of a target page.
+        blocks: The RAM blocks that the setup list named, with their lengths in bytes.
+        full_pages: Pages that came whole.
+        zero_pages: Pages that came as a zero record.
+    """
+
+    idstr: ClassVar[str] = "ram"
+
+    def __init__(self, *, page_size: int = 4096, block_has_address: bool = False) -> None:
+        super().__init__()
+        self.page_size = page_size
+        self.blocks: dict[str, int] = {}
+        self.full_pages = 0
+        self.zero_pages = 0
+        self._block_has_address = block_has_address
+        self._block_bytes_left = 0
+
+    def skip_run(self, data: memoryview, position: int) -> int:
+        """Step over the records at `position` that are all full pages, or all zero pages, of the block at hand."""
+        if self._block_bytes_left or len(data) - position < 8:
+            return position
+        flags = data[position + 7]
+        if flags == PAGE | CONTINUE:
+            run = self._run(data, position, 8 + self.page_size, flags)
+            self.full_pages += run
+            return position + run * (8 + self.page_size)
+        if flags == ZERO | CONTINUE:
+            run = self._run(data, position, _ZERO_RECORD, flags)
+            self.zero_pages += run
+            return position + run * _ZERO_RECORD
+        return position
+
+    def _run(self, data: memoryview, position: int, stride: int, flags: int) -> int:
+        """Count the whole records of `stride` bytes from `position` on whose headers carry just `flags`."""
+        most = (len(data) - position) // stride
+        low_flags = _LOW_FLAGS[flags]
+        done, window = 0, _RUN_WINDOW
+        while done < most:
+            looked_at = min(window, most - done)
+            first, end = position + done * stride, position + (done + looked_at) * stride
+            run = _prefix(low_flags, data[first + 7 : end : stride].tobytes())
+            run = min(run, _prefix(_NO_HIGH_FLAG, data[first + 6 : end : stride].tobytes()))
+            done += run
+            if run < looked_at:
+                break
+            window *= 16
+        return done
+
+    def record(self, data: memoryview, position: int, offset: int) -> Record | None:
+        """Read one record header; see `IterableReader.record`."""
+        if self._block_bytes_left:
+            return self._block(data, position, offset)
+        if len(data) - position < 8:
+            return None
+        (word,) = _BE64.unpack_from(data, position)
+        flags = word & (self.page_size - 1)
+        kind = flags & ~CONTINUE
+        if kind == EOS:
+            return Record(8, 0, True)
+        if kind == MEM_SIZE:
+            self._block_bytes_left = word & ~(self.page_size - 1)
+            return Record(8, 0, False)
+        if kind == MULTIFD_FLUSH:
+            return Record(8, 0, False)
+        if kind & HOOK:
+            raise self.unsupported("a RAM record of an RDMA migration", offset, "migrate over tcp instead of rdma")
+        if kind not in (ZERO, PAGE, XBZRLE, COMPRESS_PAGE):
+            raise self.malformed(f"RAM record with flags {flags:#x}, which no QEMU sends", offset)
+        end: int | None = position + 8
+        if not flags & CONTINUE:
+            end = counted(data, position + 8)
+        return None if end is None else self._page(kind, data, position, end)
+
+    def _page(self, kind: int, data: memoryview, position: int, end: int) -> Record | None:
+        """Read what follows a page record's be64 and idstr, which end at `end`."""
+        if kind == PAGE:
+            self.full_pages += 1
+            return Record(end - position, self.page_size, False)
+        if kind == ZERO:
+            self.zero_pages += 1
+            return Record(end - position, 1, False)
+        size = _XBZRLE if kind == XBZRLE else _BE32
+        if len(data) - end < size.size:
+            return None
+        payload = size.unpack_from(data, end)[-1]
+        return Record(end + size.size - position, payload, False)
+
+    def _block(self, data: memoryview, position: int, offset: int) -> Record | None:
+        """Read one entry of the setup list: u8 length + idstr, be64 length [, be64 address]."""
+        name_end = counted(data, position)
+        tail = 16 if self._block_has_address else 8
+        if name_end is None or len(data) - name_end < tail:
+            return None
+        name = bytes(data[position + 1 : name_end]).decode("ascii", "backslashreplace")
+        (length,) = _BE64.unpack_from(data, name_end)
+        if not 0 < length <= self._block_bytes_left:
+            raise self.malformed(
+                f"RAM block {name!r} of {length:#x} bytes, where {self._block_bytes_left:#x} are left of the total",
+                offset,
+            )
+        self.blocks[name] = length
+        self._block_bytes_left -= length
+        return Record(name_end + tail - position, 0, False)
+
+
+def _prefix(pattern: re.Pattern[bytes], data: bytes) -> int:
+    """Return how many leading bytes of `data` the pattern, which matches anything down to nothing, takes."""
+    match = pattern.match(data)
+    return match.end() if match else 0

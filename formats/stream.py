@@ -1,0 +1,471 @@
+"""The section grammar: a push parser of the main channel of a precopy migration.
+
+Feed it bytes, take events until `NEED_DATA`, feed more; when the source has ended, feed `b""` and take the rest.
+Device sections are held until all of them are there, because only then can they be located (`formats.device_state`).
+Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
+"""
+
+from typing import Final
+
+from formats.block import BlockReader
+from formats.device_state import DeviceSection, locate_by_vmdesc
+from formats.dirty_bitmap import DirtyBitmapReader
+from formats.errors import (
+    DeviceStateTooLargeError,
+    ForeignStreamError,
+    FormatError,
+    MalformedStreamError,
+    TruncatedStreamError,
+    UnlocatableSectionError,
+    UnsupportedFeatureError,
+)
+from formats.events import (
+    NEED_DATA,
+    AnyEvent,
+    Command,
+    Configuration,
+    DeviceState,
+    FileHeader,
+    IterableData,
+    LateVmdesc,
+    NeedData,
+    Raw,
+    SectionBegin,
+    SectionFooter,
+)
+from formats.grammar import ACCEPTS, State
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT, DeviceStateHold
+from formats.iterable import IterableReader
+from formats.ram import RamReader
+from formats.records import (
+    COMMAND,
+    CONFIGURATION,
+    CONFIGURATION_SUBSECTIONS,
+    FILE_HEADER,
+    FILE_VERSION,
+    MAGIC,
+    SECTION_HEADER,
+    SECTION_REFERENCE,
+    SUBSECTION_HEADER,
+    VMDESCRIPTION_HEADER,
+    CommandType,
+    RecordType,
+    read,
+)
+from formats.refusals import FOREIGNERS, REFUSED_CAPABILITIES, REFUSED_COMMANDS
+from formats.vmdesc import Vmdesc, parse_vmdesc
+
+_DEFAULT_PAGE_BITS: Final = 12
+
+
+class StreamParser:
+    """Parses one migration stream; see the module.
+
+    Attributes:
+        machine: The machine type, once the configuration was read; None before, or when the stream has none.
+        return_path: Whether the source opened a return path.
+    """
+
+    def __init__(self, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> None:
+        self.machine: str | None = None
+        self.return_path = False
+        self._state = State.FILE_HEADER
+        self._error: FormatError | None = None
+        self._data: memoryview = memoryview(b"")
+        self._offset = 0
+        self._source_ended = False
+
+        self._page_bits = _DEFAULT_PAGE_BITS
+        self._capabilities: tuple[str, ...] = ()
+        self._iterables: dict[int, SectionBegin] = {}
+        self._unfinished: set[int] = set()
+        self._readers: dict[int, IterableReader] = {}
+        self._current: SectionBegin | None = None
+
+        self._early: list[DeviceSection] = []
+        self._hold = DeviceStateHold(device_state_limit)
+        self._vmdesc_overdue = False
+        self._located: DeviceState | None = None
+
+    @property
+    def state(self) -> State:
+        """What is expected next."""
+        return self._state
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of the stream are behind: the sum of the lengths of all events so far."""
+        return self._offset
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stream may end here."""
+        return self._state in (State.DONE, State.AFTER_EOF)
+
+    @property
+    def ram(self) -> RamReader | None:
+        """The reader of the `ram` sections with its counts; None before the first."""
+        return next((reader for reader in self._readers.values() if isinstance(reader, RamReader)), None)
+
+    @property
+    def awaiting_vmdesc(self) -> bool:
+        """Whether what is held could be all of the device state, were it not for the vmdesc that usually follows.
+
+        Sources with `suppress-vmdesc` send none, and then wait for the destination. Who has a clock calls
+        `vmdesc_overdue` when nothing came for a while.
+        """
+        return self._state is State.DEVICE_STATE and self._hold.ends_like_the_end
+
+    def feed(self, data: Raw) -> None:
+        """Take the next bytes of the stream; `b""` says that the source ended it. Take all events before the next."""
+        if not len(data):
+            self._source_ended = True
+        elif len(self._data):
+            self._data = memoryview(bytes(self._data) + data)
+        else:
+            self._data = memoryview(data)
+
+    def vmdesc_overdue(self) -> None:
+        """Say that the vmdesc does not come; the next event may then be the device state, located without it."""
+        self._vmdesc_overdue = True
+
+    def next_event(self) -> AnyEvent | NeedData:
+        """Return the next event.
+
+        Returns:
+            An event, or `NEED_DATA` when the bytes fed so far hold no further one.
+
+        Raises:
+            MalformedStreamError: The bytes are no such stream, or the source ended it too early.
+            RefusedStreamError: The stream cannot be read on safely.
+            Once raised, the same error is raised again.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            event = self._next_event()
+        except FormatError as error:
+            self._error, self._state = error, State.ERROR
+            raise
+        if event is NEED_DATA:
+            # The view may be of a buffer that the caller is about to use again.
+            self._data = memoryview(bytes(self._data))
+        return event
+
+    def unread(self) -> bytes:
+        """Give up: return the bytes that were fed and are in no event."""
+        rest = bytes(self._hold.release()) + bytes(self._data)
+        self._data = memoryview(b"")
+        return rest
+
+    # --- one state at a time
+
+    def _next_event(self) -> AnyEvent | NeedData:
+        match self._state:
+            case State.FILE_HEADER:
+                event = self._file_header()
+            case State.ITERABLE_BODY:
+                event = self._iterable_body()
+            case State.DEVICE_STATE:
+                event = self._device_state()
+            case State.DONE:
+                event = self._nothing_more()
+            case _:
+                event = self._record()
+        if event is NEED_DATA and self._source_ended and not (self.complete and not len(self._data)):
+            raise TruncatedStreamError(
+                f"the stream ends where {self._state.value} should follow",
+                offset=self._offset + len(self._hold) + len(self._data),
+                section=self._section_label(),
+                advice="the source broke off, or the file was cut",
+            )
+        return event
+
+    def _file_header(self) -> AnyEvent | NeedData:
+        start = bytes(self._data[:16])
+        if start and not MAGIC.startswith(start[:4]):
+            for magic, what, advice in FOREIGNERS:
+                if start.startswith(magic):
+                    raise ForeignStreamError(f"this is {what}, not a migration stream", offset=0, advice=advice)
+            if len(start) >= 4 or self._source_ended:
+                raise ForeignStreamError(
+                    f"this is no migration stream: it begins with {start[:4].hex(' ')}, not with 'QEVM'", offset=0
+                )
+        found = read(FILE_HEADER, self._data, self._offset) if MAGIC.startswith(start[:4]) else None
+        if found is None:
+            return NEED_DATA
+        header, size = found
+        if header.version != FILE_VERSION:
+            raise MalformedStreamError(f"stream version {header.version}; only {FILE_VERSION} is known", offset=4)
+        self._state = State.FIRST_RECORD
+        return FileHeader(*self._take(size), version=header.version)
+
+    def _record(self) -> AnyEvent | NeedData:
+        if not len(self._data):
+            return NEED_DATA
+        try:
+            record_type = RecordType(self._data[0])
+        except ValueError:
+            record_type = None
+        if record_type is None or record_type not in ACCEPTS[self._state]:
+            raise self._unexpected(self._data[0])
+        match record_type:
+            case RecordType.CONFIGURATION:
+                return self._configuration()
+            case RecordType.COMMAND:
+                return self._command()
+            case RecordType.SECTION_START:
+                return self._section_start()
+            case RecordType.SECTION_PART | RecordType.SECTION_END:
+                return self._section_part(record_type)
+            case RecordType.SECTION_FOOTER:
+                return self._section_footer()
+            case RecordType.VMDESCRIPTION:
+                return self._late_vmdesc()
+            case _:
+                self._state = State.DEVICE_STATE
+                return self._device_state()
+
+    def _configuration(self) -> AnyEvent | NeedData:
+        found = read(CONFIGURATION, self._data, self._offset)
+        if found is None:
+            return NEED_DATA
+        configuration, size = found
+        values: dict[str, object] = {}
+        while True:
+            if size >= len(self._data):
+                return NEED_DATA
+            if self._data[size] != RecordType.SUBSECTION:
+                break
+            header = read(SUBSECTION_HEADER, self._data[size:], self._offset + size)
+            if header is None:
+                return NEED_DATA
+            name = header[0].name
+            schema = CONFIGURATION_SUBSECTIONS.get(name)
+            if schema is None:
+                raise UnsupportedFeatureError(
+                    f"configuration subsection {name!r} is not known",
+                    offset=self._offset + size,
+                    section="configuration",
+                )
+            body = read(schema, self._data[size + header[1] :], self._offset + size + header[1])
+            if body is None:
+                return NEED_DATA
+            values[name] = body[0]
+            size += header[1] + body[1]
+        return self._configured(configuration.machine, values, size)
+
+    def _configured(self, machine: bytes, values: dict[str, object], size: int) -> Configuration:
+        page_bits = values.get("configuration/target-page-bits")
+        names = values.get("configuration/capabilities", ())
+        uuid = values.get("configuration/uuid")
+        assert isinstance(page_bits, int | None)
+        assert isinstance(uuid, bytes | None)
+        assert isinstance(names, list | tuple)
+        if page_bits is not None and not 10 <= page_bits <= 16:
+            raise MalformedStreamError(
+                f"target pages of {page_bits} bits", offset=self._offset, section="configuration"
+            )
+        for name in names:
+            if name in REFUSED_CAPABILITIES:
+                raise UnsupportedFeatureError(
+                    f"capability {name} is not supported", offset=self._offset, advice=REFUSED_CAPABILITIES[name]
+                )
+        self._page_bits = page_bits or _DEFAULT_PAGE_BITS
+        self._capabilities = tuple(str(name) for name in names)
+        self.machine = machine.decode("ascii", "backslashreplace")
+        self._state = State.RECORD
+        return Configuration(
+            *self._take(size), machine=self.machine, page_bits=page_bits, capabilities=self._capabilities, uuid=uuid
+        )
+
+    def _command(self) -> AnyEvent | NeedData:
+        found = read(COMMAND, self._data, self._offset)
+        if found is None:
+            return NEED_DATA
+        parsed, size = found
+        try:
+            command = CommandType(parsed.command)
+        except ValueError:
+            raise UnsupportedFeatureError(f"command {parsed.command} is not known", offset=self._offset) from None
+        if command in REFUSED_COMMANDS:
+            feature, advice = REFUSED_COMMANDS[command]
+            raise UnsupportedFeatureError(f"{feature} is not supported", offset=self._offset, advice=advice)
+        if command is CommandType.OPEN_RETURN_PATH:
+            self.return_path = True
+        self._state = State.RECORD
+        return Command(*self._take(size), command=command, payload=parsed.payload)
+
+    def _section_start(self) -> AnyEvent | NeedData:
+        found = read(SECTION_HEADER, self._data, self._offset)
+        if found is None:
+            return NEED_DATA
+        header, size = found
+        if header.section_id in self._iterables:
+            raise MalformedStreamError(f"section {header.section_id} starts twice", offset=self._offset)
+        reader = self._reader_for(header.name)
+        if reader is None:
+            raise UnlocatableSectionError(
+                "the records of this iterable section are not known, so its end cannot be told",
+                offset=self._offset,
+                section=f"{header.name!r} instance {header.instance_id}",
+                advice="detach the device that it belongs to before the migration",
+            )
+        begin = SectionBegin(
+            *self._take(size),
+            type=RecordType.SECTION_START,
+            section_id=header.section_id,
+            name=header.name,
+            instance_id=header.instance_id,
+            version_id=header.version_id,
+        )
+        self._readers[header.section_id] = reader
+        self._iterables[header.section_id] = begin
+        self._unfinished.add(header.section_id)
+        return self._begin(begin)
+
+    def _reader_for(self, idstr: str) -> IterableReader | None:
+        if idstr == RamReader.idstr:
+            return RamReader(page_size=1 << self._page_bits, block_has_address="x-ignore-shared" in self._capabilities)
+        if idstr == DirtyBitmapReader.idstr:
+            return DirtyBitmapReader()
+        return BlockReader() if idstr == BlockReader.idstr else None
+
+    def _section_part(self, record_type: RecordType) -> AnyEvent | NeedData:
+        found = read(SECTION_REFERENCE, self._data, self._offset)
+        if found is None:
+            return NEED_DATA
+        reference, size = found
+        started = self._iterables.get(reference.section_id)
+        if started is None:
+            raise MalformedStreamError(f"section {reference.section_id} goes on without a start", offset=self._offset)
+        if record_type is RecordType.SECTION_END:
+            self._unfinished.discard(reference.section_id)
+        return self._begin(
+            SectionBegin(
+                *self._take(size),
+                type=record_type,
+                section_id=started.section_id,
+                name=started.name,
+                instance_id=started.instance_id,
+                version_id=started.version_id,
+            )
+        )
+
+    def _begin(self, begin: SectionBegin) -> SectionBegin:
+        self._current = begin
+        self._state = State.ITERABLE_BODY
+        return begin
+
+    def _iterable_body(self) -> AnyEvent | NeedData:
+        assert self._current is not None
+        if not len(self._data):
+            return NEED_DATA
+        length, ended = self._readers[self._current.section_id].read(self._data, self._offset)
+        if ended:
+            self._state = State.ITERABLE_FOOTER
+            if not length:
+                return self._record()
+        return IterableData(*self._take(length))
+
+    def _section_footer(self) -> AnyEvent | NeedData:
+        assert self._current is not None
+        found = read(SECTION_REFERENCE, self._data, self._offset)
+        if found is None:
+            return NEED_DATA
+        reference, size = found
+        if reference.section_id != self._current.section_id:
+            raise MalformedStreamError(
+                f"its footer names section {reference.section_id}, not {self._current.section_id}",
+                offset=self._offset,
+                section=self._section_label(),
+            )
+        self._current = None
+        self._state = State.RECORD
+        return SectionFooter(*self._take(size), section_id=reference.section_id)
+
+    # --- device state
+
+    def _device_state(self) -> AnyEvent | NeedData:
+        if len(self._data):
+            self._hold.add(self._data, self._offset)
+            self._data = memoryview(b"")
+            if self._hold.find_vmdesc():
+                sections, vmdesc = self._hold.locate_by_vmdesc(self._early, self._offset)
+                self._state = State.DONE
+                return self._release(sections, vmdesc)
+            if self._unfinished or not self._iterables:
+                return self._early_device_state()
+        if self.awaiting_vmdesc and (self._vmdesc_overdue or self._source_ended):
+            self._vmdesc_overdue = False
+            located = self._hold.locate_by_footers(self._early, self._offset)
+            if located is not None:
+                self._state = State.AFTER_EOF
+                self._located = self._release(located, None)
+                return self._located
+        return NEED_DATA
+
+    def _early_device_state(self) -> DeviceState | NeedData:
+        """Device sections before RAM, as virtio-mem sends: they end where an iterable section starts."""
+        sections = self._hold.locate_early(self._offset)
+        if sections is None:
+            return NEED_DATA
+        self._data = memoryview(self._hold.cut(sections[-1].end))
+        self._early += sections
+        self._state = State.RECORD
+        return self._release(sections, None, early=True)
+
+    def _release(self, sections: list[DeviceSection], vmdesc: Vmdesc | None, *, early: bool = False) -> DeviceState:
+        held = self._hold.release()
+        offset = self._offset
+        self._offset += len(held)
+        return DeviceState(offset, held, held=held, sections=tuple(sections), vmdesc=vmdesc, early=early)
+
+    def _late_vmdesc(self) -> AnyEvent | NeedData:
+        assert self._located is not None
+        found = read(VMDESCRIPTION_HEADER, self._data, self._offset)
+        if found is None:
+            return NEED_DATA
+        header, size = found
+        if header.length > self._hold.limit:
+            raise DeviceStateTooLargeError(f"a vmdesc of {header.length} bytes", offset=self._offset)
+        if len(self._data) < size + header.length:
+            return NEED_DATA
+        vmdesc = parse_vmdesc(bytes(self._data[size : size + header.length]), self._offset + size)
+        held = self._located.held
+        by_vmdesc = locate_by_vmdesc(held, len(held) - 1, vmdesc, (), self._located.offset)
+        if [section.end for section in by_vmdesc] != [section.end for section in self._located.sections]:
+            raise UnlocatableSectionError("footers and the late vmdesc disagree", offset=self._offset, section="vmdesc")
+        self._state = State.DONE
+        return LateVmdesc(*self._take(size + header.length))
+
+    # --- the end, and errors
+
+    def _nothing_more(self) -> NeedData:
+        if len(self._data):
+            raise MalformedStreamError(
+                f"{len(self._data)} bytes or more follow the end of the stream", offset=self._offset
+            )
+        return NEED_DATA
+
+    def _take(self, size: int) -> tuple[int, memoryview]:
+        """Consume `size` bytes: return their offset and the bytes, an event's first two fields."""
+        offset, raw = self._offset, self._data[:size]
+        self._data = self._data[size:]
+        self._offset += size
+        return offset, raw
+
+    def _section_label(self) -> str | None:
+        if self._state is State.DEVICE_STATE:
+            return "device state"
+        return None if self._current is None else f"'{self._current.name}' instance {self._current.instance_id}"
+
+    def _unexpected(self, byte: int) -> FormatError:
+        if self._state is State.ITERABLE_FOOTER:
+            return UnlocatableSectionError(
+                "it has no footer; machine types before 2.4 send none",
+                offset=self._offset,
+                section=self._section_label(),
+                advice="use a newer machine type, or send-section-footer=on",
+            )
+        return MalformedStreamError(f"byte {byte:#04x}, where {self._state.value} should follow", offset=self._offset)
