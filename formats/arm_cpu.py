@@ -94,12 +94,12 @@ class RegisterList:
 
     def __init__(self, buffer: bytearray, body: int, vcpu: int) -> None:
         """Look at the section whose body begins at `buffer[body:]`; `cpregs_end` must have accepted it."""
-        (count,) = _BE32.unpack_from(buffer, body + _COUNT_OFFSET)
+        count: int = _BE32.unpack_from(buffer, body + _COUNT_OFFSET)[0]
         first_id = body + _FIRST_ID
         self.vcpu = vcpu
         self.ids: tuple[int, ...] = PackedStruct(f">{count}Q").unpack_from(buffer, first_id)
         self._buffer = buffer
-        self._values = first_id + 8 * count
+        self._values: int = first_id + 8 * count
         self._position_of = {register_id: index for index, register_id in enumerate(self.ids)}
 
     def __contains__(self, register_id: int) -> bool:
@@ -142,9 +142,9 @@ def cpregs_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
     """
     if end - body < _FIRST_ID + _AFTER_SIZE:
         return None
-    (count,) = _BE32.unpack_from(held, body + _COUNT_OFFSET)
+    count: int = _BE32.unpack_from(held, body + _COUNT_OFFSET)[0]
     first_id = body + _FIRST_ID
-    cpregs = first_id + 16 * count + _AFTER_SIZE
+    cpregs: int = first_id + 16 * count + _AFTER_SIZE
     if cpregs > end:
         return None
     ids = PackedStruct(f">{count}Q").unpack_from(held, first_id)

@@ -1,0 +1,69 @@
+"""The command line; each command has a file of its own, loaded when it is called."""
+
+import sys
+
+import click
+
+import proxy
+from proxy.cli.lazy import LazyGroup
+from proxy.errors import ExitCode, ProxyError
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done (run: drained after SIGTERM; run --once: the guest has moved)
+  1  a connection or a file failed
+  2  the command line, a profile or a policy is wrong
+  3  the stream is broken, cut short, or no migration stream
+  4  refused: the policy, or this program, does not let the stream pass"""
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_in={
+        "run": "proxy.cli.run",
+        "rewrite": "proxy.cli.rewrite",
+        "inspect": "proxy.cli.inspect",
+        "host": "proxy.cli.host",
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(proxy.__version__, prog_name="vmstate-proxy")
+def cli() -> None:
+    """Carry QEMU live migrations between arm64 hosts whose processors differ where it does not matter.
+
+    KVM refuses a guest whose MIDR_EL1, or another invariant register, is not the host's own. vmstate-proxy stands
+    between the two QEMUs, gives those registers the destination's values where your policy vouches for it, and passes
+    every other byte on untouched.
+
+    \b
+    A first migration:
+      # Learn what the destination's registers are, from a stream recorded on it:
+      vmstate-proxy host learn destination.stream -o destination.toml
+      # Stand before the destination QEMU, which listens on port 4446:
+      vmstate-proxy run --listen tcp:127.0.0.1:4444 --connect tcp:127.0.0.1:4446 \\
+          --host destination.toml --allow-midr 0x411fd070
+      # In the source QEMU's monitor:
+      migrate_set_capability return-path on
+      migrate -d tcp:127.0.0.1:4444
+    """
+
+
+def main() -> None:
+    """Run the command line; errors become one line on standard error and an exit code."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.Abort:
+        click.echo("vmstate-proxy: interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ProxyError as error:
+        click.echo(f"vmstate-proxy: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.FAILED)

@@ -1,0 +1,52 @@
+"""`vmstate-proxy host`."""
+
+import os
+
+import click
+
+from formats.errors import FormatError, MalformedStreamError
+from proxy.errors import ExitCode
+from proxy.files import complete_file, open_stream
+from proxy.host import learn_profile, write_profile
+from proxy.offline import read_vcpus
+
+
+@click.group("host")
+def command() -> None:
+    """Make profiles of hosts: the registers that a host has, and the values that its KVM insists on.
+
+    \b
+    Example:
+      vmstate-proxy host learn destination.stream -o destination.toml
+    """
+
+
+@command.command("learn")
+@click.argument("source", metavar="STREAM")
+@click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
+@click.option("--description", help="A line for people; by default the stream's name.")
+def learn(*, source: str, output: str, description: str | None) -> None:
+    """Make a host's profile from a STREAM that was recorded on that host.
+
+    Any guest will do that has the vCPU features of those that are to come (SVE, PAuth, PMU); it need not even run.
+    Start it on the destination, paused, and capture it.
+
+    \b
+    Examples:
+      qemu-system-aarch64 -M virt -accel kvm -cpu host -m 64 -nodefaults -display none -S -monitor stdio
+      (qemu) migrate "exec:cat > rack7.stream"
+      vmstate-proxy host learn rack7.stream -o rack7.toml
+    """
+    with open_stream(source) as stream:
+        try:
+            vcpus = read_vcpus(stream)
+        except FormatError as error:
+            click.echo(f"vmstate-proxy: {source}: {error}", err=True)
+            malformed = isinstance(error, MalformedStreamError)
+            raise click.exceptions.Exit(ExitCode.MALFORMED if malformed else ExitCode.REFUSED) from None
+    profile = learn_profile(vcpus, description or f"learned from {os.path.basename(source)}")
+    with complete_file(output) as file:
+        file.write(write_profile(profile).encode())
+    click.echo(
+        f"vmstate-proxy: {output}: {len(profile.values)} values, {len(profile.others or ())} registers more", err=True
+    )

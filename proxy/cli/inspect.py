@@ -1,0 +1,187 @@
+"""`vmstate-proxy inspect`."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import click
+
+from formats.arm_cpu import RegisterList
+from formats.errors import FormatError
+from formats.events import (
+    AnyEvent,
+    Command,
+    Configuration,
+    DeviceState,
+    IterableData,
+    LateVmdesc,
+    SectionBegin,
+    SectionFooter,
+)
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.records import CommandType
+from formats.sysreg import describe, format_id
+from formats.vcpus import open_vcpus
+from proxy.errors import ExitCode
+from proxy.files import open_stream
+from proxy.offline import read_events
+
+_TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
+
+
+@click.command("inspect")
+@click.argument("source", metavar="IN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--registers", "all_registers", is_flag=True, help="List every register, not only the invariant ones.")
+@click.option(
+    "--device-state-limit",
+    metavar="MIB",
+    type=click.IntRange(1, 4096),
+    default=DEFAULT_DEVICE_STATE_LIMIT >> 20,
+    show_default=True,
+    help="Give up on streams with more device state than this; it is held in memory.",
+)
+def command(*, source: str, as_json: bool, all_registers: bool, device_state_limit: int) -> None:
+    """Show what a captured stream holds: its sections with offsets and lengths, its vCPUs and their registers.
+
+    IN may be compressed with xz, gzip or bzip2; - is standard input. A section's length counts its header and its
+    footer. A broken stream is shown as far as it could be read.
+
+    \b
+    Examples:
+      vmstate-proxy inspect guest.stream
+      vmstate-proxy inspect guest.stream --registers | grep ID_AA64
+      vmstate-proxy inspect guest.stream --json | jq '.sections[] | select(.name == "cpu")'
+    """
+    contents = _Contents()
+    problem: FormatError | None = None
+    with open_stream(source) as stream:
+        try:
+            for event in read_events(stream, device_state_limit=device_state_limit << 20):
+                contents.add(event)
+        except FormatError as error:
+            problem = error
+    if as_json:
+        document = contents.as_dict()
+        if problem is not None:
+            document["error"] = str(problem)
+        click.echo(json.dumps(document, indent=1))
+    else:
+        _show(contents, all_registers)
+    if problem is not None:
+        click.echo(f"vmstate-proxy: {source}: {problem}", err=True)
+        raise click.exceptions.Exit(ExitCode.MALFORMED)
+
+
+@dataclass(slots=True)
+class _Section:
+    offset: int
+    length: int
+    type: str
+    id: int
+    name: str
+    instance: int
+    version: int
+
+
+@dataclass(slots=True)
+class _Contents:
+    """What was seen of the stream."""
+
+    machine: str | None = None
+    capabilities: tuple[str, ...] = ()
+    return_path: bool = False
+    vmdesc: bool = False
+    length: int = 0
+    sections: list[_Section] = field(default_factory=list)
+    vcpus: list[RegisterList] = field(default_factory=list)
+
+    def add(self, event: AnyEvent) -> None:
+        self.length += len(event.raw)
+        match event:
+            case Configuration():
+                self.machine, self.capabilities = event.machine, event.capabilities
+            case Command():
+                self.return_path |= event.command is CommandType.OPEN_RETURN_PATH
+            case SectionBegin():
+                self.sections.append(
+                    _Section(
+                        event.offset,
+                        len(event.raw),
+                        _TYPES[event.type],
+                        event.section_id,
+                        event.name,
+                        event.instance_id,
+                        event.version_id,
+                    )
+                )
+            case IterableData() | SectionFooter():
+                self.sections[-1].length += len(event.raw)
+            case DeviceState():
+                self._add_devices(event)
+            case LateVmdesc():
+                self.vmdesc = True
+            case _:
+                pass
+
+    def _add_devices(self, state: DeviceState) -> None:
+        self.vmdesc = state.vmdesc is not None
+        self.sections += [
+            _Section(
+                state.offset + section.start,
+                section.end - section.start,
+                _TYPES[4],
+                section.section_id,
+                section.name,
+                section.instance_id,
+                section.version_id,
+            )
+            for section in state.sections
+        ]
+        self.vcpus += open_vcpus(state)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "machine": self.machine,
+            "length": self.length,
+            "capabilities": list(self.capabilities),
+            "return_path": self.return_path,
+            "vmdesc": self.vmdesc,
+            "sections": [asdict(section) for section in self.sections],
+            "vcpus": [
+                {
+                    "index": registers.vcpu,
+                    "registers": [
+                        {"id": format_id(register), "name": describe(register).name, "value": f"{value:#x}"}
+                        for register, value in registers.items()
+                    ],
+                }
+                for registers in self.vcpus
+            ],
+        }
+
+
+def _show(contents: _Contents, all_registers: bool) -> None:
+    yes_no = {True: "yes", False: "no"}
+    click.echo(
+        f"machine {contents.machine or 'not said'}, return path {yes_no[contents.return_path]}, "
+        f"vmdesc {yes_no[contents.vmdesc]}, {contents.length} bytes, {len(contents.sections)} sections, "
+        f"{len(contents.vcpus)} arm64 vCPUs"
+    )
+    click.echo(f"\n{'offset':>12} {'length':>12} {'type':5} {'id':>4} {'instance':>8} {'version':>7}  name")
+    for section in contents.sections:
+        click.echo(
+            f"{section.offset:#12x} {section.length:12} {section.type:5} {section.id:4} {section.instance:8} "
+            f"{section.version:7}  {section.name}"
+        )
+    for registers in contents.vcpus:
+        shown = [
+            (describe(register), value)
+            for register, value in registers.items()
+            if all_registers or describe(register).invariant
+        ]
+        which = "all its" if all_registers else "its invariant"
+        click.echo(f"\nvCPU {registers.vcpu}: {which} registers, {len(shown)} of {len(registers)}")
+        for register, value in shown:
+            click.echo(f"  {format_id(register.id)}  {register.name:28} {value:#x}")

@@ -1,0 +1,114 @@
+"""The options by which every command that judges learns of the destination and of the policy."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.sysreg import MIDR_EL1
+from proxy.errors import ConfigError
+from proxy.host import HostProfile, load_profile
+from proxy.judge import Judge
+from proxy.policy import DEFAULT_SWAP, NO_MIDR, Mode, Policy, invariant_register, load_policy, parse_midr
+
+_MODES = [mode.value for mode in Mode]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """What the options said.
+
+    Attributes:
+        judge: The judge that they make.
+        device_state_limit: Bytes of device state held at most.
+    """
+
+    judge: Judge
+    device_state_limit: int
+
+
+def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options; it gets them as the argument `options`, a `JudgeOptions`."""
+
+    @click.option("--host", type=click.Path(path_type=Path), help="Profile of the destination (see 'host learn').")
+    @click.option("--midr", metavar="ID", help="The destination's processor id, in place of a profile: 0x411fd073.")
+    @click.option("--policy", type=click.Path(path_type=Path), help="Policy file: whitelist, registers, mode.")
+    @click.option(
+        "--allow-midr",
+        metavar="ID,...",
+        multiple=True,
+        help=f"Whitelist: source processor ids that may come; {NO_MIDR!r} stands for streams that hold none (TCG).",
+    )
+    @click.option(
+        "--allow-register",
+        metavar="NAME,...",
+        multiple=True,
+        help="Invariant registers that may take the destination's value. Without a policy file: MIDR_EL1.",
+    )
+    @click.option(
+        "--mode",
+        type=click.Choice(_MODES),
+        help="repair (default): change what differs and is listed. blind: give every invariant register the "
+        "destination's value. observe: change nothing, report what would be.",
+    )
+    @click.option(
+        "--device-state-limit",
+        metavar="MIB",
+        type=click.IntRange(1, 4096),
+        default=DEFAULT_DEVICE_STATE_LIMIT >> 20,
+        show_default=True,
+        help="Refuse streams with more device state than this; it is held in memory.",
+    )
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any,  # noqa: ANN401
+        host: Path | None,
+        midr: str | None,
+        policy: Path | None,
+        allow_midr: tuple[str, ...],
+        allow_register: tuple[str, ...],
+        mode: str | None,
+        device_state_limit: int,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        judge = Judge(_policy(policy, allow_midr, allow_register, mode), _destination(host, midr))
+        if judge.host is None and judge.policy.mode is not Mode.OBSERVE:
+            raise click.UsageError(
+                "say what the destination is: --host PROFILE, or --midr ID; or only watch: --mode observe"
+            )
+        return command(*args, options=JudgeOptions(judge, device_state_limit << 20), **kwargs)
+
+    return wrapper
+
+
+def _policy(path: Path | None, midrs: tuple[str, ...], registers: tuple[str, ...], mode: str | None) -> Policy:
+    policy = Policy({}, dict(DEFAULT_SWAP)) if path is None else load_policy(path)
+    whitelist = {parse_midr(text, "--allow-midr"): "--allow-midr" for text in _each(midrs)}
+    swap = {invariant_register(name, "--allow-register"): "--allow-register" for name in _each(registers)}
+    return Policy(
+        whitelist=policy.whitelist | whitelist,
+        swap=policy.swap | swap,
+        mode=policy.mode if mode is None else Mode(mode),
+    )
+
+
+def _destination(path: Path | None, midr: str | None) -> HostProfile | None:
+    value = None if midr is None else parse_midr(midr, "--midr")
+    if midr is not None and value is None:
+        raise ConfigError(f"--midr: {midr!r} is no processor id; write it as 0x411fd073")
+    if path is None:
+        return None if value is None else HostProfile("--midr", {MIDR_EL1: value})
+    profile = load_profile(path)
+    if value is None or profile.midr == value:
+        return profile
+    if profile.midr is not None:
+        raise ConfigError(f"--midr {value:#x}: {path} says that the destination's MIDR_EL1 is {profile.midr:#x}")
+    return replace(profile, values=profile.values | {MIDR_EL1: value})
+
+
+def _each(texts: tuple[str, ...]) -> list[str]:
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]

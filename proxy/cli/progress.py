@@ -1,0 +1,26 @@
+"""Progress of long work over a file: a bar on a terminal's standard error, nothing elsewhere."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_WORTH_A_BAR: Final = 256 << 20
+"""Bytes; smaller files are done before a bar is read."""
+
+
+@contextmanager
+def progress_on(name: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more bytes of the file `name` were worked on."""
+    size = os.path.getsize(name) if os.path.isfile(name) else 0
+    if not sys.stderr.isatty() or size < _WORTH_A_BAR:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=size)
+        yield lambda step: bar.advance(task, step)

@@ -1,0 +1,77 @@
+"""`vmstate-proxy run`."""
+
+import click
+
+from proxy.cli.options import JudgeOptions, judge_options
+from proxy.cli.reporting import ReportFile
+from proxy.session import DEFAULT_VMDESC_WAIT
+
+
+@click.command("run")
+@click.option("--listen", required=True, metavar="URI", help="Where sources connect: tcp:HOST:PORT; port 0 takes any.")
+@click.option("--connect", required=True, metavar="URI", help="Where the destination QEMU listens: tcp:HOST:PORT.")
+@click.option("--once", is_flag=True, help="Take one migration, then exit with its exit code.")
+@click.option("--report", metavar="FILE", help="Write a line of JSON for each migration; - is standard output.")
+@click.option(
+    "--allow-no-return-path",
+    is_flag=True,
+    help="Take sources without the capability return-path. RISK: such a source gives up its guest as soon as all is "
+    "sent. If the destination, or this proxy, then fails, the guest is lost.",
+)
+@click.option(
+    "--vmdesc-wait",
+    metavar="SECONDS",
+    type=click.FloatRange(0.01, 60),
+    default=DEFAULT_VMDESC_WAIT,
+    show_default=True,
+    help="How long to wait for a vmdesc that may not come (machine property suppress-vmdesc=on).",
+)
+@judge_options
+def command(
+    *,
+    listen: str,
+    connect: str,
+    once: bool,
+    report: str | None,
+    allow_no_return_path: bool,
+    vmdesc_wait: float,
+    options: JudgeOptions,
+) -> None:
+    """Carry live migrations from --listen to the destination at --connect.
+
+    Migrations may come one after the other and at the same time. What cannot be located or may not be changed ends its
+    migration with a reset on both sides, while the source still has its guest. SIGTERM or ctrl-C ends the listening and
+    lets migrations under way end; a second one resets them.
+
+    Without a host in --listen, the loopback interface is taken: the stream holds the guest's memory in the clear.
+
+    \b
+    Examples:
+      # One migration to a destination whose processor id is 0x411fd073; 0x411fd070 is close enough.
+      vmstate-proxy run --listen tcp:127.0.0.1:4444 --connect tcp:127.0.0.1:4446 --once \\
+          --midr 0x411fd073 --allow-midr 0x411fd070 --report -
+      # A service before a destination that is known by its profile.
+      vmstate-proxy run --listen tcp:[::1]:4444 --connect tcp:10.0.0.7:49152 \\
+          --host rack7.toml --policy policy.toml --report migrations.jsonl
+    """
+    import trio
+
+    from proxy.address import parse_address
+    from proxy.relay import Relay
+    from proxy.session import SessionConfig
+
+    address = parse_address(listen)
+    config = SessionConfig(
+        destination=parse_address(connect),
+        judge=options.judge,
+        allow_no_return_path=allow_no_return_path,
+        device_state_limit=options.device_state_limit,
+        vmdesc_wait=vmdesc_wait,
+    )
+    relay = Relay(config, once, say, ReportFile(report).add)
+    raise click.exceptions.Exit(trio.run(relay.run, address))
+
+
+def say(line: str) -> None:
+    """Print a line for the operator at once."""
+    click.echo(f"vmstate-proxy: {line}", err=True)

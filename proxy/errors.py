@@ -1,0 +1,45 @@
+"""Errors of the proxy itself, and the exit codes that the commands end with."""
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """What the exit status of every command says."""
+
+    OK = 0
+    FAILED = 1
+    """Something outside broke: a connection, a file, a peer that gave up."""
+    USAGE = 2
+    """The command line, a profile or a policy is wrong."""
+    MALFORMED = 3
+    """The stream is broken, cut short, or no migration stream."""
+    REFUSED = 4
+    """The stream may be sound, but the policy or this program does not let it pass."""
+
+
+class ProxyError(Exception):
+    """An error with one line for the operator and an exit code.
+
+    ProxyError
+    +-- ConfigError    a profile, a policy or an address is wrong
+    +-- RefusedError   the policy does not let the guest pass
+    +-- PeerError      a connection broke, or a peer gave up
+    """
+
+    exit_code = ExitCode.FAILED
+
+
+class ConfigError(ProxyError):
+    """A file or an option that says what to do is wrong; the message names it, and the key."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RefusedError(ProxyError):
+    """The guest may not pass as things are; the message says what differs, and what would let it pass."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class PeerError(ProxyError):
+    """A peer could not be reached, or ended the connection before its time."""

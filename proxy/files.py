@@ -1,0 +1,107 @@
+"""Streams in files: reading plain or compressed ones, writing output that appears only when it is complete."""
+
+import bz2
+import gzip
+import lzma
+import os
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from proxy.errors import ConfigError, ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STDIO: Final = "-"
+
+_COMPRESSIONS: Final[dict[bytes, "Callable[[IO[bytes]], Any]"]] = {
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+}
+
+
+@contextmanager
+def open_stream(name: str) -> "Iterator[IO[bytes]]":
+    """Open a captured stream for reading; xz, gzip and bzip2 are unpacked on the way, `-` is standard input.
+
+    Raises:
+        ConfigError: It cannot be opened.
+        ProxyError: It cannot be read on.
+    """
+    try:
+        file = sys.stdin.buffer if name == STDIO else open(name, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    try:
+        yield _unpacked(file)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise ProxyError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if file is not sys.stdin.buffer:
+            file.close()
+
+
+def _unpacked(file: IO[bytes]) -> IO[bytes]:
+    if not file.seekable():
+        return file
+    start = file.read(6)
+    file.seek(0)
+    for magic, unpack in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            unpacked: IO[bytes] = unpack(file)
+            return unpacked
+    return file
+
+
+@contextmanager
+def complete_file(name: str) -> "Iterator[IO[bytes]]":
+    """Open a file that takes its name only when the block ends without an error.
+
+    Standard output, as `-`, and what is no regular file are written as it goes.
+
+    Raises:
+        ConfigError: It cannot be created.
+        ProxyError: It cannot be written.
+    """
+    if name == STDIO:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(name)
+    if path.exists() and not path.is_file():
+        with _writing(name), open(path, "wb") as file:
+            yield file
+        return
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    try:
+        with _writing(name):
+            with open(descriptor, "wb") as file:
+                yield file
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextmanager
+def _writing(name: str) -> "Iterator[None]":
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ProxyError(f"{name}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

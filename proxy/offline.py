@@ -1,0 +1,69 @@
+"""Captured streams: rewriting them, and reading their vCPUs and sections; constant memory whatever their size."""
+
+from typing import IO, TYPE_CHECKING, Final
+
+from formats.events import NEED_DATA, AnyEvent, DeviceState
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.stream import StreamParser
+from formats.vcpus import open_vcpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from formats.arm_cpu import RegisterList
+    from proxy.rewriter import Rewriter
+
+_BUFFER: Final = 1 << 20
+
+
+def rewrite(source: IO[bytes], sink: IO[bytes], rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:
+    """Pass a whole stream through a rewriter.
+
+    Args:
+        source: The stream.
+        sink: Takes what may go on.
+        rewriter: Judges and changes; its report says what came of it.
+        progress: Is told after each step how many bytes were read in it.
+
+    Raises:
+        FormatError: The stream is broken, or cannot be read on safely.
+        RefusedError: The policy does not let the guest pass.
+        OSError: A file cannot be read or written.
+    """
+    for chunk in _chunks(source):
+        for piece in rewriter.feed(chunk) if len(chunk) else rewriter.end():
+            sink.write(piece)
+            rewriter.report.bytes_out += len(piece)
+        progress(len(chunk))
+
+
+def read_events(source: IO[bytes], *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Iterator[AnyEvent]":
+    """Yield the events of a whole stream; each is good until the next is asked for.
+
+    Raises:
+        FormatError: The stream is broken, or cannot be read on safely.
+        OSError: It cannot be read.
+    """
+    parser = StreamParser(device_state_limit=device_state_limit)
+    for chunk in _chunks(source):
+        parser.feed(chunk)
+        while (event := parser.next_event()) is not NEED_DATA:
+            yield event
+
+
+def read_vcpus(source: IO[bytes]) -> "list[RegisterList]":
+    """Return the registers of every arm64 vCPU of a whole stream. Raises as `read_events` does."""
+    return [
+        registers for event in read_events(source) if isinstance(event, DeviceState) for registers in open_vcpus(event)
+    ]
+
+
+def _chunks(source: IO[bytes]) -> "Iterator[memoryview]":
+    """Yield views of one reused buffer; the last is empty, and says that the stream has ended."""
+    buffer = bytearray(_BUFFER)
+    view = memoryview(buffer)
+    while True:
+        length = source.readinto(buffer)  # type: ignore[attr-defined]
+        yield view[:length]
+        if not length:
+            return

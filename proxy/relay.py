@@ -1,0 +1,115 @@
+"""The relay: accepts migrations and runs a session for each, until it is told to stop."""
+
+import errno
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from proxy.address import TcpAddress, format_address
+from proxy.errors import ExitCode
+from proxy.session import STOPPED, Session, SessionConfig
+from proxy.sockets import bind, peer_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.report import Report
+
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
+"""Errors of accept that pass by themselves."""
+
+_BREATH: Final = 0.2
+
+
+@dataclass(slots=True)
+class Relay:
+    """Runs a session for every connection that a listener accepts.
+
+    Attributes:
+        config: What the sessions have in common.
+        once: Whether to take one migration and stop.
+        say: Takes one line for the operator.
+        on_report: Takes the report of every migration that ended.
+    """
+
+    config: SessionConfig
+    once: bool
+    say: "Callable[[str], None]"
+    on_report: "Callable[[Report], None]"
+    _accepted: int = 0
+    _exit_code: ExitCode = ExitCode.OK
+    _draining: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self, address: TcpAddress) -> ExitCode:
+        """Listen, and serve until told to stop.
+
+        The first SIGTERM or SIGINT ends the listening and lets the migrations under way end; a second one resets them.
+
+        Returns:
+            With `once`, what the one migration ended with; otherwise OK, or FAILED when migrations were reset.
+
+        Raises:
+            ConfigError: The address cannot be listened on.
+        """
+        listeners = await bind(address)
+        for listener in listeners:
+            host, port = listener.socket.getsockname()[:2]
+            self.say(f"listening on {format_address(host, port)}, for the destination at {self.config.destination}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._obey_signals, nursery.cancel_scope)
+            async with trio.open_nursery() as sessions:
+                for listener in listeners:
+                    sessions.start_soon(self._accept, listener, sessions)
+            nursery.cancel_scope.cancel()
+        return self._exit_code
+
+    def stop(self) -> None:
+        """Accept no more; the migrations under way go on to their end."""
+        self._draining.set()
+
+    async def _accept(self, listener: trio.SocketListener, sessions: trio.Nursery) -> None:
+        with trio.CancelScope() as scope:
+            sessions.start_soon(self._cancel_when_draining, scope)
+            async with listener:
+                while True:
+                    try:
+                        stream = await listener.accept()
+                    except OSError as error:
+                        if error.errno not in _PASSING:
+                            raise
+                        self.say(f"cannot accept a migration just now: {error.strerror}")
+                        await trio.sleep(_BREATH)
+                        continue
+                    self._accepted += 1
+                    sessions.start_soon(self._serve, stream.socket, self._accepted)
+                    if self.once:
+                        self.stop()
+
+    async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
+        await self._draining.wait()
+        scope.cancel()
+
+    async def _serve(self, source: trio.socket.SocketType, number: int) -> None:
+        session = Session(self.config, source)
+        self.say(f"migration {number}: from {peer_name(source)}")
+        started = trio.current_time()
+        try:
+            await session.run()
+        finally:
+            report = session.report
+            self.say(f"migration {number}: {report.summary()}, {trio.current_time() - started:.1f} s")
+            if self.once or report.reason == STOPPED:
+                self._exit_code = report.exit_code
+            self.on_report(report)
+
+    async def _obey_signals(self, everything: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if self._draining.is_set():
+                    self.say(f"{signal.Signals(number).name}: resetting the migrations under way")
+                    everything.cancel()
+                    return
+                self.say(f"{signal.Signals(number).name}: no new migrations; send it again to reset those under way")
+                self.stop()

@@ -1,0 +1,104 @@
+"""The report: what came of one migration or one rewritten file."""
+
+import enum
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from formats.sysreg import format_id
+from proxy.errors import ExitCode
+
+if TYPE_CHECKING:
+    from proxy.judge import Verdict
+
+SCHEMA_VERSION = 1
+
+
+class Outcome(enum.StrEnum):
+    """What became of the stream."""
+
+    REWRITTEN = "rewritten"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of one stream; filled in as it passes.
+
+    Attributes:
+        mode: The policy's mode.
+        outcome: What became of it; failed until its end was seen.
+        reason: Why it was refused or failed, in one line; in observe mode, why it would have been.
+        exit_code: What the command ends with.
+        bytes_in: Bytes that came from the source.
+        bytes_out: Bytes that went to the destination.
+        machine: The machine type; None when the stream did not say.
+        vcpus: How many arm64 vCPUs were judged.
+        changes: What was changed.
+        would_change: What would have been changed, in observe mode.
+    """
+
+    mode: str
+    outcome: Outcome = Outcome.FAILED
+    reason: str | None = "the stream did not come to its end"
+    exit_code: ExitCode = ExitCode.FAILED
+    bytes_in: int = 0
+    bytes_out: int = 0
+    machine: str | None = None
+    vcpus: int = 0
+    changes: "list[Verdict]" = field(default_factory=list)
+    would_change: "list[Verdict]" = field(default_factory=list)
+
+    def failed(self, reason: str) -> None:
+        """Note that something outside the stream went wrong; a reason found in the stream stands."""
+        if self.exit_code in (ExitCode.OK, ExitCode.FAILED):
+            self.outcome, self.reason, self.exit_code = Outcome.FAILED, reason, ExitCode.FAILED
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as it goes into JSON; register values and ids are hexadecimal strings."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "outcome": self.outcome.value,
+            "reason": self.reason,
+            "mode": self.mode,
+            "machine": self.machine,
+            "vcpus": self.vcpus,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "changes": [_change(verdict) for verdict in self.changes],
+            "would_change": [_change(verdict) for verdict in self.would_change],
+        }
+
+    def as_json(self) -> str:
+        """Return the report as one line of JSON."""
+        return json.dumps(self.as_dict())
+
+    def summary(self) -> str:
+        """Return the report in one line, for people."""
+        line = self.outcome.value
+        if self.changes:
+            line += f": {_count(self.changes)} changed"
+        if self.would_change:
+            line += f"; {_count(self.would_change)} would be changed"
+        if self.reason is not None:
+            line += f": {self.reason}"
+        return f"{line} ({self.bytes_in} bytes in, {self.bytes_out} out)"
+
+
+def _count(changes: "list[Verdict]") -> str:
+    names = sorted({verdict.name for verdict in changes})
+    vcpus = len({verdict.vcpu for verdict in changes})
+    return f"{', '.join(names)} of {vcpus} vCPU{'' if vcpus == 1 else 's'}"
+
+
+def _change(verdict: "Verdict") -> dict[str, Any]:
+    return {
+        "vcpu": verdict.vcpu,
+        "register": verdict.name,
+        "id": format_id(verdict.register),
+        "from": None if verdict.old is None else f"{verdict.old:#x}",
+        "to": None if verdict.new is None else f"{verdict.new:#x}",
+        "rule": verdict.rule,
+    }

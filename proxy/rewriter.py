@@ -1,0 +1,177 @@
+"""The rewriter: bytes in, bytes out, report. It does no IO; the relay and the offline commands use the same one."""
+
+from typing import TYPE_CHECKING, Final
+
+from formats.errors import FormatError, MalformedStreamError
+from formats.events import NEED_DATA, AnyEvent, Command, Configuration, DeviceState, FileHeader, Raw
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.stream import StreamParser
+from formats.vcpus import open_vcpus
+from proxy.errors import ExitCode, RefusedError
+from proxy.judge import Action, Judge, Verdict
+from proxy.policy import Mode
+from proxy.report import Outcome, Report
+
+if TYPE_CHECKING:
+    from formats.arm_cpu import RegisterList
+
+NO_RETURN_PATH: Final = (
+    "the source opened no return path, so it would give up its guest without knowing that the destination has it; "
+    "turn the migration capability return-path on (QMP: migrate-set-capabilities), or pass --allow-no-return-path"
+)
+
+
+class Rewriter:
+    """Passes one migration stream on, with the registers that must change changed.
+
+    What `feed`, `end` and `vmdesc_overdue` return is to be sent on, in order, before the next call; it may be views of
+    what was fed. When one of them raises, the stream must not go on: `report` says why, and the destination must not
+    see a clean end.
+
+    Attributes:
+        report: What came of the stream; its outcome is final once `complete`, or once an error was raised. Whoever
+            sends the bytes counts `bytes_out`.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        live: bool,
+        allow_no_return_path: bool = False,
+        device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
+    ) -> None:
+        """Make a rewriter for one stream.
+
+        Args:
+            judge: Knows the destination and the policy.
+            live: Whether a migration hangs on it. Then a stream without a return path is refused, and a mere observer
+                passes on what it cannot read instead of ending the migration.
+            allow_no_return_path: Whether a live stream without a return path may pass.
+            device_state_limit: Bytes of device state held at most.
+        """
+        self.report = Report(mode=judge.policy.mode.value)
+        self._judge = judge
+        self._observing = judge.policy.mode is Mode.OBSERVE
+        self._require_return_path = live and not allow_no_return_path
+        self._keep_going = live and self._observing
+        self._parser = StreamParser(device_state_limit=device_state_limit)
+        self._given_up = False
+        self._would_refuse: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the source may end the stream here; when observing a stream that cannot be read, anywhere."""
+        return self._parser.complete or self._given_up
+
+    @property
+    def return_path(self) -> bool:
+        """Whether the source opened a return path."""
+        return self._parser.return_path
+
+    @property
+    def awaiting_vmdesc(self) -> bool:
+        """Whether only the vmdesc seems to be missing; see `StreamParser.awaiting_vmdesc`."""
+        return self._parser.awaiting_vmdesc
+
+    def feed(self, data: Raw) -> list[Raw]:
+        """Take bytes from the source; return those that may go on.
+
+        Raises:
+            FormatError: The stream is broken, or cannot be read on safely.
+            RefusedError: The policy does not let the guest pass.
+        """
+        self.report.bytes_in += len(data)
+        if self._given_up:
+            return [data]
+        self._parser.feed(data)
+        return self._events()
+
+    def end(self) -> list[Raw]:
+        """Say that the source ended the stream; return what may go on before the end does. Raises as `feed` does."""
+        if self._given_up:
+            return []
+        self._parser.feed(b"")
+        return self._events()
+
+    def vmdesc_overdue(self) -> list[Raw]:
+        """Say that the vmdesc does not come; return what may go on without it. Raises as `feed` does."""
+        self._parser.vmdesc_overdue()
+        return self._events()
+
+    def _events(self) -> list[Raw]:
+        out: list[Raw] = []
+        try:
+            while (event := self._parser.next_event()) is not NEED_DATA:
+                self._look_at(event)
+                out.append(event.raw)
+        except (FormatError, RefusedError) as error:
+            self._fail(error)
+            if not self._keep_going:
+                raise
+            self._given_up = True
+            out.append(self._parser.unread())
+            return out
+        if self._parser.complete and self.report.outcome is Outcome.FAILED:
+            self.report.outcome = Outcome.REWRITTEN if self.report.changes else Outcome.UNCHANGED
+            self.report.exit_code = ExitCode.OK
+            self.report.reason = self._would_refuse
+        return out
+
+    def _look_at(self, event: AnyEvent) -> None:
+        if isinstance(event, FileHeader | Configuration | Command):
+            if isinstance(event, Configuration):
+                self.report.machine = event.machine
+            return
+        if self._require_return_path and not self._parser.return_path:
+            self._require_return_path = False
+            self._refuse(f"offset {event.offset:#x}: {NO_RETURN_PATH}")
+        if isinstance(event, DeviceState):
+            self._judge_vcpus(event)
+
+    def _judge_vcpus(self, state: DeviceState) -> None:
+        """Judge every vCPU, then change what is to be changed, in place."""
+        vcpus = open_vcpus(state)
+        self.report.vcpus += len(vcpus)
+        verdicts = [(registers, verdict) for registers in vcpus for verdict in self._judge.judge(registers)]
+        refusals = [verdict for _, verdict in verdicts if verdict.action is Action.REFUSE]
+        if refusals:
+            self._refuse(_refusal(refusals, state))
+        swaps = [(registers, verdict) for registers, verdict in verdicts if verdict.action is Action.SWAP]
+        if self._observing:
+            self.report.would_change += [verdict for _, verdict in swaps]
+            return
+        for registers, verdict in swaps:
+            _swap(registers, verdict)
+            self.report.changes.append(verdict)
+
+    def _refuse(self, reason: str) -> None:
+        if not self._observing:
+            raise RefusedError(reason)
+        self._would_refuse = f"would be refused: {reason}"
+
+    def _fail(self, error: FormatError | RefusedError) -> None:
+        report = self.report
+        report.reason = str(error)
+        report.changes.clear()
+        if isinstance(error, MalformedStreamError):
+            report.outcome, report.exit_code = Outcome.FAILED, ExitCode.MALFORMED
+        elif self._keep_going:
+            report.outcome, report.exit_code = Outcome.UNCHANGED, ExitCode.OK
+            report.reason = f"would be refused: {error}"
+        else:
+            report.outcome, report.exit_code = Outcome.REFUSED, ExitCode.REFUSED
+
+
+def _swap(registers: "RegisterList", verdict: Verdict) -> None:
+    assert verdict.new is not None
+    registers[verdict.register] = verdict.new
+
+
+def _refusal(refusals: list[Verdict], state: DeviceState) -> str:
+    """Say in one line what is refused: the first in full, the others by name."""
+    first = refusals[0]
+    where = next(section for section in state.sections if section.name == "cpu" and section.instance_id == first.vcpu)
+    others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
+    line = f"offset {state.offset + where.start:#x}, section {where.label}: {first.name}: {first.rule}"
+    return line + (f"; refused, too: {', '.join(others)}" if others else "")

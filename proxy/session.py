@@ -1,0 +1,182 @@
+"""One migration: a source's connection, the destination's, and the two pumps between them."""
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from formats.errors import FormatError
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.return_path import ReturnPathListener
+from proxy.address import TcpAddress
+from proxy.errors import PeerError, ProxyError, RefusedError
+from proxy.judge import Judge
+from proxy.report import Report
+from proxy.rewriter import Rewriter
+from proxy.sockets import dial, finish_sending, reset, send, translated, tune
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from formats.events import Raw
+
+    Pump = Callable[[trio.socket.SocketType], Awaitable[None]]
+
+_BUFFER: Final = 1 << 20
+_RETURN_BUFFER: Final = 64 << 10
+
+STOPPED: Final = "the proxy was stopped"
+
+DEFAULT_VMDESC_WAIT: Final = 1.0
+"""Seconds to wait for a vmdesc after what looks like the end; sources send it in the same breath, or never."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """What every migration through one listener has in common.
+
+    Attributes:
+        destination: Where the destination QEMU listens.
+        judge: What it accepts, and what the operator vouches for.
+        allow_no_return_path: Whether sources without a return path may come.
+        device_state_limit: Bytes of device state held at most.
+        vmdesc_wait: Seconds to wait for a vmdesc after what looks like the end.
+    """
+
+    destination: TcpAddress
+    judge: Judge
+    allow_no_return_path: bool = False
+    device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT
+    vmdesc_wait: float = DEFAULT_VMDESC_WAIT
+
+
+class Session:
+    """Carries one migration from an accepted connection to the destination.
+
+    However it ends, both connections are closed: cleanly when both peers ended cleanly, with a reset otherwise.
+    """
+
+    def __init__(self, config: SessionConfig, source: trio.socket.SocketType) -> None:
+        self._config = config
+        self._source = source
+        self._rewriter = Rewriter(
+            config.judge,
+            live=True,
+            allow_no_return_path=config.allow_no_return_path,
+            device_state_limit=config.device_state_limit,
+        )
+        self._listener = ReturnPathListener()
+        self._destination_ended = False
+
+    @property
+    def report(self) -> Report:
+        """What came of it, or has so far."""
+        return self._rewriter.report
+
+    async def run(self) -> None:
+        """Carry the migration to its end; `report` says how it went. Only cancellation is raised."""
+        destination: trio.socket.SocketType | None = None
+        clean = False
+        try:
+            destination = await dial(self._config.destination)
+            tune(self._source)
+            tune(destination)
+            await self._pump(destination)
+            clean = True
+        except (FormatError, RefusedError):
+            pass  # the rewriter has put it into the report
+        except ProxyError as error:
+            self.report.failed(str(error))
+        except trio.Cancelled:
+            self.report.failed(STOPPED)
+            raise
+        except Exception as error:
+            # One migration's trouble must not end the others.
+            traceback.print_exc()
+            self.report.failed(f"internal error, please report it: {error!r}")
+        finally:
+            for sock in (self._source, destination):
+                if sock is None:
+                    continue
+                if clean:
+                    sock.close()
+                else:
+                    reset(sock)
+
+    async def _pump(self, destination: trio.socket.SocketType) -> None:
+        """Run both directions; raise the first one's error alone."""
+        problem: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+
+            async def guarded(pump: "Pump") -> None:
+                try:
+                    await pump(destination)
+                except (ProxyError, FormatError) as error:
+                    problem.append(error)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(guarded, self._forward)
+            nursery.start_soon(guarded, self._backward)
+        if problem:
+            raise problem[0]
+        self._check_confirmed()
+
+    async def _forward(self, destination: trio.socket.SocketType) -> None:
+        """Source to destination, through the rewriter."""
+        rewriter = self._rewriter
+        buffer = bytearray(_BUFFER)
+        with memoryview(buffer) as view:
+            while True:
+                received = await self._receive(buffer)
+                if received is None:
+                    await self._release(destination, rewriter.vmdesc_overdue())
+                elif received:
+                    await self._release(destination, rewriter.feed(view[:received]))
+                else:
+                    if self._destination_ended and not rewriter.complete:
+                        raise PeerError("the destination gave up before it had the guest; its own log says why")
+                    await self._release(destination, rewriter.end())
+                    finish_sending(destination)
+                    return
+
+    async def _receive(self, buffer: bytearray) -> int | None:
+        """Receive from the source; None when only a vmdesc is missing and does not come."""
+        wait = self._config.vmdesc_wait if self._rewriter.awaiting_vmdesc else float("inf")
+        received: int | None = None
+        async with translated("source"):
+            with trio.move_on_after(wait):
+                received = await self._source.recv_into(buffer)
+        return received
+
+    async def _release(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
+        async with translated("destination"):
+            for piece in pieces:
+                await send(destination, piece)
+                self.report.bytes_out += len(piece)
+
+    async def _backward(self, destination: trio.socket.SocketType) -> None:
+        """Destination to source: the return path, passed on as it comes."""
+        buffer = bytearray(_RETURN_BUFFER)
+        with memoryview(buffer) as view:
+            while True:
+                async with translated("destination"):
+                    received = await destination.recv_into(buffer)
+                if not received:
+                    self._destination_ended = True
+                    finish_sending(self._source)
+                    return
+                async with translated("source"):
+                    await send(self._source, view[:received])
+                self._listener.listen(view[:received])
+
+    def _check_confirmed(self) -> None:
+        """With a return path, a migration is done when the destination says so, not when its stream was sent."""
+        if not self._rewriter.complete:
+            raise PeerError("both peers ended the connection before the migration was done")
+        if self._rewriter.return_path and self._listener.shut != 0:
+            said = "without a word" if self._listener.shut is None else f"with error {self._listener.shut}"
+            raise PeerError(
+                f"the destination got the whole stream and ended {said}: it did not take the guest; "
+                "its own log says why, and the source goes on"
+            )

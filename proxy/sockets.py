@@ -1,0 +1,132 @@
+"""TCP sockets as the relay needs them: dialled, bound, tuned, and reset. OSErrors become PeerErrors here."""
+
+import errno
+import struct
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from proxy.address import LOOPBACK, TcpAddress, format_address
+from proxy.errors import ConfigError, PeerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_DIAL_TIMEOUT: Final = 30.0
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+async def bind(address: TcpAddress) -> list[trio.SocketListener]:
+    """Listen on every address that the name stands for; an empty host is the loopback, never every interface.
+
+    Raises:
+        ConfigError: The name is unknown, or an address cannot be bound.
+    """
+    try:
+        found = await _resolve(address, passive=True)
+        listeners = []
+        for family, host, port in found:
+            sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+                if family == trio.socket.AF_INET6:
+                    sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
+                await sock.bind((host, port))
+                sock.listen(128)
+            except OSError:
+                sock.close()
+                raise
+            listeners.append(trio.SocketListener(sock))
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from error
+    return listeners
+
+
+async def dial(address: TcpAddress) -> trio.socket.SocketType:
+    """Connect to the first of the name's addresses that answers.
+
+    Raises:
+        PeerError: None did.
+    """
+    problem: object = "it has no address"
+    try:
+        with trio.fail_after(_DIAL_TIMEOUT):
+            for family, host, port in await _resolve(address, passive=False):
+                sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+                try:
+                    await sock.connect((host, port))
+                except OSError as error:
+                    sock.close()
+                    problem = error.strerror or error
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    return sock
+    except OSError as error:
+        problem = error.strerror or error
+    except trio.TooSlowError:
+        problem = f"no answer within {_DIAL_TIMEOUT:g} seconds"
+    raise PeerError(f"cannot reach the destination at {address}: {problem}")
+
+
+async def _resolve(address: TcpAddress, *, passive: bool) -> list[tuple[int, str, int]]:
+    found = await trio.socket.getaddrinfo(
+        address.host or LOOPBACK,
+        address.port,
+        address.family,
+        trio.socket.SOCK_STREAM,
+        flags=trio.socket.AI_PASSIVE if passive else 0,
+    )
+    return [(int(family), str(name[0]), int(name[1])) for family, _, _, _, name in found]
+
+
+def tune(sock: trio.socket.SocketType) -> None:
+    """Set what a migration leg wants: released state leaves at once, and sending waits for no low-water mark."""
+    sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
+
+
+def reset(sock: trio.socket.SocketType) -> None:
+    """Close with a TCP reset, so that the peer sees an error and never a clean end."""
+    if sock.fileno() >= 0:
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, _RESET)
+        sock.close()
+
+
+def finish_sending(sock: trio.socket.SocketType) -> None:
+    """Carry a half-close over: nothing more will be sent."""
+    try:
+        sock.shutdown(trio.socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise PeerError(f"cannot end the connection: {error.strerror}") from error
+
+
+async def send(sock: trio.socket.SocketType, data: bytes | bytearray | memoryview) -> None:
+    """Send all of `data`."""
+    with memoryview(data) as view:
+        sent = 0
+        while sent < len(view):
+            sent += await sock.send(view[sent:])
+
+
+def peer_name(sock: trio.socket.SocketType) -> str:
+    """Return the peer's address in QEMU's syntax."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "tcp:?"
+    return format_address(str(name[0]), int(name[1]))
+
+
+@asynccontextmanager
+async def translated(peer: str) -> "AsyncIterator[None]":
+    """Turn the OSErrors of a peer's socket into PeerErrors that name it."""
+    try:
+        yield
+    except OSError as error:
+        raise PeerError(f"the {peer} broke the connection: {error.strerror or error}") from error
+    except trio.ClosedResourceError as error:
+        raise PeerError(f"the connection to the {peer} was closed") from error
