@@ -42,4 +42,12 @@ class RefusedError(ProxyError):
 
 
 class PeerError(ProxyError):
-    """A peer could not be reached, or ended the connection before its time."""
+    """A peer could not be reached, or ended the connection before its time.
+
+    Attributes:
+        peer: `source` or `destination`.
+    """
+
+    def __init__(self, peer: str, message: str) -> None:
+        super().__init__(f"the {peer} {message}")
+        self.peer = peer

@@ -9,7 +9,7 @@ import trio
 
 from proxy.address import TcpAddress, format_address
 from proxy.errors import ExitCode
-from proxy.session import STOPPED, Session, SessionConfig
+from proxy.session import Session, SessionConfig
 from proxy.sockets import bind, peer_name
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Relay:
         finally:
             report = session.report
             self.say(f"migration {number}: {report.summary()}, {trio.current_time() - started:.1f} s")
-            if self.once or report.reason == STOPPED:
+            if self.once:
                 self._exit_code = report.exit_code
             self.on_report(report)
 
@@ -109,6 +109,7 @@ class Relay:
             async for number in signals:
                 if self._draining.is_set():
                     self.say(f"{signal.Signals(number).name}: resetting the migrations under way")
+                    self._exit_code = ExitCode.FAILED
                     everything.cancel()
                     return
                 self.say(f"{signal.Signals(number).name}: no new migrations; send it again to reset those under way")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _BUFFER: Final = 1 << 20
 _RETURN_BUFFER: Final = 64 << 10
 
-STOPPED: Final = "the proxy was stopped"
-
 DEFAULT_VMDESC_WAIT: Final = 1.0
 """Seconds to wait for a vmdesc after what looks like the end; sources send it in the same breath, or never."""
 
@@ -87,14 +85,14 @@ class Session:
         except (FormatError, RefusedError):
             pass  # the rewriter has put it into the report
         except ProxyError as error:
-            self.report.failed(str(error))
-        except trio.Cancelled:
-            self.report.failed(STOPPED)
-            raise
+            self.report.failed(self._explained(error))
         except Exception as error:
             # One migration's trouble must not end the others.
             traceback.print_exc()
             self.report.failed(f"internal error, please report it: {error!r}")
+        except BaseException:
+            self.report.failed("the proxy was stopped")
+            raise
         finally:
             for sock in (self._source, destination):
                 if sock is None:
@@ -135,9 +133,10 @@ class Session:
                     await self._release(destination, rewriter.feed(view[:received]))
                 else:
                     if self._destination_ended and not rewriter.complete:
-                        raise PeerError("the destination gave up before it had the guest; its own log says why")
+                        raise PeerError("destination", "gave up before it had the guest; its own log says why")
                     await self._release(destination, rewriter.end())
-                    finish_sending(destination)
+                    async with translated("destination"):
+                        finish_sending(destination)
                     return
 
     async def _receive(self, buffer: bytearray) -> int | None:
@@ -164,7 +163,8 @@ class Session:
                     received = await destination.recv_into(buffer)
                 if not received:
                     self._destination_ended = True
-                    finish_sending(self._source)
+                    async with translated("source"):
+                        finish_sending(self._source)
                     return
                 async with translated("source"):
                     await send(self._source, view[:received])
@@ -172,11 +172,14 @@ class Session:
 
     def _check_confirmed(self) -> None:
         """With a return path, a migration is done when the destination says so, not when its stream was sent."""
-        if not self._rewriter.complete:
-            raise PeerError("both peers ended the connection before the migration was done")
         if self._rewriter.return_path and self._listener.shut != 0:
-            said = "without a word" if self._listener.shut is None else f"with error {self._listener.shut}"
-            raise PeerError(
-                f"the destination got the whole stream and ended {said}: it did not take the guest; "
-                "its own log says why, and the source goes on"
+            said = "saying nothing" if self._listener.shut is None else f"with error {self._listener.shut}"
+            raise PeerError("destination", f"ended {said}")
+
+    def _explained(self, error: ProxyError) -> str:
+        if isinstance(error, PeerError) and error.peer == "destination" and self._rewriter.complete:
+            return (
+                f"the destination got the whole stream and did not take the guest: {error}; its own log says why, and "
+                "the source goes on"
             )
+        return str(error)

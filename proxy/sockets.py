@@ -68,7 +68,7 @@ async def dial(address: TcpAddress) -> trio.socket.SocketType:
         problem = error.strerror or error
     except trio.TooSlowError:
         problem = f"no answer within {_DIAL_TIMEOUT:g} seconds"
-    raise PeerError(f"cannot reach the destination at {address}: {problem}")
+    raise PeerError("destination", f"at {address} cannot be reached: {problem}")
 
 
 async def _resolve(address: TcpAddress, *, passive: bool) -> list[tuple[int, str, int]]:
@@ -101,7 +101,7 @@ def finish_sending(sock: trio.socket.SocketType) -> None:
         sock.shutdown(trio.socket.SHUT_WR)
     except OSError as error:
         if error.errno != errno.ENOTCONN:
-            raise PeerError(f"cannot end the connection: {error.strerror}") from error
+            raise
 
 
 async def send(sock: trio.socket.SocketType, data: bytes | bytearray | memoryview) -> None:
@@ -127,6 +127,4 @@ async def translated(peer: str) -> "AsyncIterator[None]":
     try:
         yield
     except OSError as error:
-        raise PeerError(f"the {peer} broke the connection: {error.strerror or error}") from error
-    except trio.ClosedResourceError as error:
-        raise PeerError(f"the connection to the {peer} was closed") from error
+        raise PeerError(peer, f"broke the connection: {error.strerror or error}") from error

@@ -1,0 +1,38 @@
+# Every daily act is one command; `make help` lists them. What is missing is installed first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check format clean system
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY) ## show the main job: a guest that is refused directly moves through the proxy
+	$(BIN)/python -m tests.lab.demo
+
+test: check ## everything: lint, types, unit tests, and migrations between real QEMUs
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint and types only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## put the code into the house's shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove what was installed into this folder
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+system: ## install what Debian or Ubuntu has to provide: Python's venv, and QEMU for arm64 and x86
+	@sh tools/install-system-packages "$(PYTHON)"
+
+$(READY): pyproject.toml tools/install-system-packages
+	@sh tools/install-system-packages "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m proxy` is `vmstate-proxy`."""
+
+from proxy.cli import main
+
+main()
