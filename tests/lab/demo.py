@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import trio
+from rich import box
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -84,9 +85,10 @@ async def through_the_proxy(source: Vm, profile: Path) -> None:
         if arrived <= left:
             raise LabError("the counter did not go on")
         expect(report["outcome"], "rewritten")
-        table = Table(title=f"{report['outcome']}: {report['bytes_in']:,} bytes in, {report['bytes_out']:,} bytes out")
+        title = f"{report['outcome']}: {report['bytes_in']:,} bytes in, {report['bytes_out']:,} bytes out"
+        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in ("vCPU", "register", "id", "from", "to", "allowed by"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=True)
         for change in report["changes"]:
             table.add_row(
                 str(change["vcpu"]), change["register"], change["id"], change["from"], change["to"], change["rule"]
