@@ -21,6 +21,7 @@ _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 """Errors of accept that pass by themselves."""
 
 _BREATH: Final = 0.2
+_PROGRESS_EVERY: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -95,14 +96,28 @@ class Relay:
         session = Session(self.config, source)
         self.say(f"migration {number}: from {peer_name(source)}")
         started = trio.current_time()
+        report = session.report
         try:
-            await session.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_progress, number, report)
+                await session.run()
+                nursery.cancel_scope.cancel()
         finally:
-            report = session.report
             self.say(f"migration {number}: {report.summary()}, {trio.current_time() - started:.1f} s")
             if self.once:
                 self._exit_code = report.exit_code
-            self.on_report(report)
+            try:
+                self.on_report(report)
+            except OSError as error:
+                self.say(f"migration {number}: cannot write the report: {error.strerror or error}")
+
+    async def _tell_progress(self, number: int, report: "Report") -> None:
+        """Say now and then how far a long migration is."""
+        while True:
+            before = report.bytes_out
+            await trio.sleep(_PROGRESS_EVERY)
+            rate = (report.bytes_out - before) / _PROGRESS_EVERY
+            self.say(f"migration {number}: {report.bytes_out >> 20} MiB passed, {rate / (1 << 20):.0f} MiB/s")
 
     async def _obey_signals(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

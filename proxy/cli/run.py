@@ -1,5 +1,7 @@
 """`vmstate-proxy run`."""
 
+from contextlib import suppress
+
 import click
 
 from proxy.cli.options import JudgeOptions, judge_options
@@ -73,5 +75,6 @@ def command(
 
 
 def say(line: str) -> None:
-    """Print a line for the operator at once."""
-    click.echo(f"vmstate-proxy: {line}", err=True)
+    """Print a line for the operator at once; migrations go on when nobody reads it."""
+    with suppress(OSError):
+        click.echo(f"vmstate-proxy: {line}", err=True)

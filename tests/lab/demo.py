@@ -86,7 +86,7 @@ async def through_the_proxy(source: Vm, profile: Path) -> None:
             raise LabError("the counter did not go on")
         expect(report["outcome"], "rewritten")
         title = f"{report['outcome']}: {report['bytes_in']:,} bytes in, {report['bytes_out']:,} bytes out"
-        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
         for column in ("vCPU", "register", "id", "from", "to", "allowed by"):
             table.add_column(column, no_wrap=True)
         for change in report["changes"]:
