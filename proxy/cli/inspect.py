@@ -18,10 +18,10 @@ from formats.events import (
     SectionBegin,
     SectionFooter,
 )
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.records import CommandType
 from formats.sysreg import describe, format_id
 from formats.vcpus import open_vcpus
+from proxy.cli.options import device_state_limit_option
 from proxy.errors import ExitCode
 from proxy.files import open_stream
 from proxy.offline import read_events
@@ -33,14 +33,7 @@ _TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
 @click.argument("source", metavar="IN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--registers", "all_registers", is_flag=True, help="List every register, not only the invariant ones.")
-@click.option(
-    "--device-state-limit",
-    metavar="MIB",
-    type=click.IntRange(1, 4096),
-    default=DEFAULT_DEVICE_STATE_LIMIT >> 20,
-    show_default=True,
-    help="Give up on streams with more device state than this; it is held in memory.",
-)
+@device_state_limit_option
 def command(*, source: str, as_json: bool, all_registers: bool, device_state_limit: int) -> None:
     """Show what a captured stream holds: its sections with offsets and lengths, its vCPUs and their registers.
 
@@ -57,7 +50,7 @@ def command(*, source: str, as_json: bool, all_registers: bool, device_state_lim
     problem: FormatError | None = None
     with open_stream(source) as stream:
         try:
-            for event in read_events(stream, device_state_limit=device_state_limit << 20):
+            for event in read_events(stream, device_state_limit=device_state_limit):
                 contents.add(event)
         except FormatError as error:
             problem = error

@@ -31,6 +31,18 @@ class JudgeOptions:
     device_state_limit: int
 
 
+device_state_limit_option = click.option(
+    "--device-state-limit",
+    metavar="MIB",
+    type=click.IntRange(1, 4096),
+    default=DEFAULT_DEVICE_STATE_LIMIT >> 20,
+    show_default=True,
+    callback=lambda _context, _option, mebibytes: mebibytes << 20,
+    help="Refuse streams with more device state than this; it is held in memory.",
+)
+"""Gives a command `device_state_limit`, in bytes."""
+
+
 def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options; it gets them as the argument `options`, a `JudgeOptions`."""
 
@@ -55,14 +67,7 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="repair (default): change what differs and is listed. blind: give every invariant register the "
         "destination's value. observe: change nothing, report what would be.",
     )
-    @click.option(
-        "--device-state-limit",
-        metavar="MIB",
-        type=click.IntRange(1, 4096),
-        default=DEFAULT_DEVICE_STATE_LIMIT >> 20,
-        show_default=True,
-        help="Refuse streams with more device state than this; it is held in memory.",
-    )
+    @device_state_limit_option
     @functools.wraps(command)
     def wrapper(
         *args: Any,  # noqa: ANN401
@@ -80,7 +85,7 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(
                 "say what the destination is: --host PROFILE, or --midr ID; or only watch: --mode observe"
             )
-        return command(*args, options=JudgeOptions(judge, device_state_limit << 20), **kwargs)
+        return command(*args, options=JudgeOptions(judge, device_state_limit), **kwargs)
 
     return wrapper
 
