@@ -2,6 +2,8 @@
 
 import enum
 
+from formats.errors import FormatError, MalformedStreamError
+
 
 class ExitCode(enum.IntEnum):
     """What the exit status of every command says."""
@@ -51,3 +53,8 @@ class PeerError(ProxyError):
     def __init__(self, peer: str, message: str) -> None:
         super().__init__(f"the {peer} {message}")
         self.peer = peer
+
+
+def exit_code_of(error: FormatError) -> ExitCode:
+    """Return the exit code for a stream that cannot be read on."""
+    return ExitCode.MALFORMED if isinstance(error, MalformedStreamError) else ExitCode.REFUSED

@@ -39,7 +39,7 @@ class Relay:
     once: bool
     say: "Callable[[str], None]"
     on_report: "Callable[[Report], None]"
-    _accepted: int = 0
+    _begun: int = 0
     _exit_code: ExitCode = ExitCode.OK
     _draining: trio.Event = field(default_factory=trio.Event)
 
@@ -83,41 +83,53 @@ class Relay:
                         self.say(f"cannot accept a migration just now: {error.strerror}")
                         await trio.sleep(_BREATH)
                         continue
-                    self._accepted += 1
-                    sessions.start_soon(self._serve, stream.socket, self._accepted)
-                    if self.once:
-                        self.stop()
+                    sessions.start_soon(self._serve, stream.socket)
 
     async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
         await self._draining.wait()
         scope.cancel()
 
-    async def _serve(self, source: trio.socket.SocketType, number: int) -> None:
+    async def _serve(self, source: trio.socket.SocketType) -> None:
         session = Session(self.config, source)
-        self.say(f"migration {number}: from {peer_name(source)}")
-        started = trio.current_time()
-        report = session.report
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell_progress, number, report)
-                await session.run()
-                nursery.cancel_scope.cancel()
-        finally:
-            self.say(f"migration {number}: {report.summary()}, {trio.current_time() - started:.1f} s")
-            if self.once:
-                self._exit_code = report.exit_code
+        peer, started, number = peer_name(source), trio.current_time(), 0
+
+        def begin() -> None:
+            nonlocal number
+            number = self._begin(peer)
+            nursery.start_soon(self._tell_progress, number, session.report)
+
+        async with trio.open_nursery() as nursery:
             try:
-                self.on_report(report)
-            except OSError as error:
-                self.say(f"migration {number}: cannot write the report: {error.strerror or error}")
+                await session.run(begin)
+            finally:
+                nursery.cancel_scope.cancel()
+                if number:
+                    self._end(number, session.report, trio.current_time() - started)
+                else:
+                    self.say(f"{peer} connected and left without a word")
+
+    def _begin(self, peer: str) -> int:
+        self._begun += 1
+        if self.once:
+            self.stop()
+        self.say(f"migration {self._begun}: from {peer}")
+        return self._begun
 
     async def _tell_progress(self, number: int, report: "Report") -> None:
-        """Say now and then how far a long migration is."""
         while True:
             before = report.bytes_out
             await trio.sleep(_PROGRESS_EVERY)
             rate = (report.bytes_out - before) / _PROGRESS_EVERY
             self.say(f"migration {number}: {report.bytes_out >> 20} MiB passed, {rate / (1 << 20):.0f} MiB/s")
+
+    def _end(self, number: int, report: "Report", seconds: float) -> None:
+        self.say(f"migration {number}: {report.summary()}, {seconds:.1f} s")
+        if self.once:
+            self._exit_code = report.exit_code
+        try:
+            self.on_report(report)
+        except OSError as error:
+            self.say(f"migration {number}: cannot write the report: {error.strerror or error}")
 
     async def _obey_signals(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Final
 
-from formats.errors import FormatError, MalformedStreamError
+from formats.errors import FormatError
 from formats.events import NEED_DATA, AnyEvent, Command, Configuration, DeviceState, FileHeader, Raw
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream import StreamParser
 from formats.vcpus import open_vcpus
-from proxy.errors import ExitCode, RefusedError
+from proxy.errors import ExitCode, RefusedError, exit_code_of
 from proxy.judge import Action, Judge, Verdict
 from proxy.policy import Mode
 from proxy.report import Outcome, Report
@@ -148,19 +148,22 @@ class Rewriter:
     def _refuse(self, reason: str) -> None:
         if not self._observing:
             raise RefusedError(reason)
-        self._would_refuse = f"would be refused: {reason}"
+        if self._would_refuse is None:
+            self._would_refuse = f"would be refused: {reason}"
 
     def _fail(self, error: FormatError | RefusedError) -> None:
         report = self.report
         report.reason = str(error)
         report.changes.clear()
-        if isinstance(error, MalformedStreamError):
-            report.outcome, report.exit_code = Outcome.FAILED, ExitCode.MALFORMED
-        elif self._keep_going:
-            report.outcome, report.exit_code = Outcome.UNCHANGED, ExitCode.OK
-            report.reason = f"would be refused: {error}"
+        if isinstance(error, FormatError):
+            report.exit_code = exit_code_of(error)
         else:
-            report.outcome, report.exit_code = Outcome.REFUSED, ExitCode.REFUSED
+            report.exit_code = error.exit_code
+        report.outcome = Outcome.REFUSED if report.exit_code is ExitCode.REFUSED else Outcome.FAILED
+        if report.outcome is Outcome.REFUSED and self._keep_going:
+            report.outcome, report.exit_code = Outcome.UNCHANGED, ExitCode.OK
+            self._refuse(str(error))
+            report.reason = self._would_refuse
 
 
 def _swap(registers: "RegisterList", verdict: Verdict) -> None:

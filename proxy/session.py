@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from formats.events import Raw
 
-    Pump = Callable[[trio.socket.SocketType], Awaitable[None]]
 
 _BUFFER: Final = 1 << 20
 _RETURN_BUFFER: Final = 64 << 10
@@ -72,15 +71,32 @@ class Session:
         """What came of it, or has so far."""
         return self._rewriter.report
 
-    async def run(self) -> None:
-        """Carry the migration to its end; `report` says how it went. Only cancellation is raised."""
+    async def run(self, begin: "Callable[[], None]") -> bool:
+        """Carry the migration to its end; `report` says how it went. Only cancellation is raised.
+
+        The destination is not dialled before the source has shown that it sends a migration: a QEMU that waits for one
+        takes a single connection, and exits when that brings something else.
+
+        Args:
+            begin: Is called when the source sends its first bytes.
+
+        Returns:
+            Whether there was a migration; False when the peer left without a word, as a port scan does.
+        """
         destination: trio.socket.SocketType | None = None
         clean = False
+        buffer = bytearray(_BUFFER)
         try:
+            received = await self._receive(buffer)
+            if not received:
+                clean = True
+                return False
+            begin()
+            pieces = await self._beginning(buffer, received)
             destination = await dial(self._config.destination)
             tune(self._source)
             tune(destination)
-            await self._pump(destination)
+            await self._pump(destination, buffer, pieces)
             clean = True
         except (FormatError, RefusedError):
             pass  # the rewriter has put it into the report
@@ -101,43 +117,51 @@ class Session:
                     sock.close()
                 else:
                     reset(sock)
+        return True
 
-    async def _pump(self, destination: trio.socket.SocketType) -> None:
+    async def _beginning(self, buffer: bytearray, received: int | None) -> "list[Raw]":
+        """Receive until the file header has been read; return what may go on."""
+        view = memoryview(buffer)
+        while received and not (pieces := self._rewriter.feed(view[:received])):
+            received = await self._receive(buffer)
+        return pieces if received else self._rewriter.end()
+
+    async def _pump(self, destination: trio.socket.SocketType, buffer: bytearray, pieces: "list[Raw]") -> None:
         """Run both directions; raise the first one's error alone."""
         problem: list[Exception] = []
         async with trio.open_nursery() as nursery:
 
-            async def guarded(pump: "Pump") -> None:
+            async def guarded(pump: "Awaitable[None]") -> None:
                 try:
-                    await pump(destination)
+                    await pump
                 except (ProxyError, FormatError) as error:
                     problem.append(error)
                     nursery.cancel_scope.cancel()
 
-            nursery.start_soon(guarded, self._forward)
-            nursery.start_soon(guarded, self._backward)
+            nursery.start_soon(guarded, self._forward(destination, buffer, pieces))
+            nursery.start_soon(guarded, self._backward(destination))
         if problem:
             raise problem[0]
         self._check_confirmed()
 
-    async def _forward(self, destination: trio.socket.SocketType) -> None:
+    async def _forward(self, destination: trio.socket.SocketType, buffer: bytearray, pieces: "list[Raw]") -> None:
         """Source to destination, through the rewriter."""
         rewriter = self._rewriter
-        buffer = bytearray(_BUFFER)
-        with memoryview(buffer) as view:
-            while True:
-                received = await self._receive(buffer)
-                if received is None:
-                    await self._release(destination, rewriter.vmdesc_overdue())
-                elif received:
-                    await self._release(destination, rewriter.feed(view[:received]))
-                else:
-                    if self._destination_ended and not rewriter.complete:
-                        raise PeerError("destination", "gave up before it had the guest; its own log says why")
-                    await self._release(destination, rewriter.end())
-                    async with translated("destination"):
-                        finish_sending(destination)
-                    return
+        view = memoryview(buffer)
+        await self._release(destination, pieces)
+        while True:
+            received = await self._receive(buffer)
+            if received is None:
+                await self._release(destination, rewriter.vmdesc_overdue())
+            elif received:
+                await self._release(destination, rewriter.feed(view[:received]))
+            else:
+                if self._destination_ended and not rewriter.complete:
+                    raise PeerError("destination", "gave up before it had the guest; its own log says why")
+                await self._release(destination, rewriter.end())
+                async with translated("destination"):
+                    finish_sending(destination)
+                return
 
     async def _receive(self, buffer: bytearray) -> int | None:
         """Receive from the source; None when only a vmdesc is missing and does not come."""

@@ -4,8 +4,8 @@ import os
 
 import click
 
-from formats.errors import FormatError, MalformedStreamError
-from proxy.errors import ExitCode
+from formats.errors import FormatError
+from proxy.errors import exit_code_of
 from proxy.files import complete_file, open_stream
 from proxy.host import learn_profile, write_profile
 from proxy.offline import read_vcpus
@@ -42,8 +42,7 @@ def learn(*, source: str, output: str, description: str | None) -> None:
             vcpus = read_vcpus(stream)
         except FormatError as error:
             click.echo(f"vmstate-proxy: {source}: {error}", err=True)
-            malformed = isinstance(error, MalformedStreamError)
-            raise click.exceptions.Exit(ExitCode.MALFORMED if malformed else ExitCode.REFUSED) from None
+            raise click.exceptions.Exit(exit_code_of(error)) from None
     profile = learn_profile(vcpus, description or f"learned from {os.path.basename(source)}")
     with complete_file(output) as file:
         file.write(write_profile(profile).encode())

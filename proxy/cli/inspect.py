@@ -22,7 +22,7 @@ from formats.records import CommandType
 from formats.sysreg import describe, format_id
 from formats.vcpus import open_vcpus
 from proxy.cli.options import device_state_limit_option
-from proxy.errors import ExitCode
+from proxy.errors import exit_code_of
 from proxy.files import open_stream
 from proxy.offline import read_events
 
@@ -63,7 +63,7 @@ def command(*, source: str, as_json: bool, all_registers: bool, device_state_lim
         _show(contents, all_registers)
     if problem is not None:
         click.echo(f"vmstate-proxy: {source}: {problem}", err=True)
-        raise click.exceptions.Exit(ExitCode.MALFORMED)
+        raise click.exceptions.Exit(exit_code_of(problem))
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from tests.lab.guest import counter_guest
 from tests.lab.proxy import Proxy, running_proxy
@@ -81,20 +82,44 @@ async def test_source_without_return_path(tmp_path: Path) -> None:
         running_proxy(wire_uri(await destination.incoming_port()), *options) as proxy,
     ):
         await source.migrate(proxy.uri, return_path=False)
-        await assert_source_goes_on(source, destination)
+        assert (await source.wait_migration()).status == "failed"
+        await source.wait_counter_moves()
         assert await proxy.wait_exit() == 4
         [report] = proxy.reports()
         assert "return-path" in report["reason"]
         assert "--allow-no-return-path" in report["reason"]
-        assert report["bytes_out"] < 200
+        # Refused at its header, before the destination was dialled; that still waits, and can be used.
+        assert report["bytes_out"] == 0
+        assert await destination.status() == "inmigrate"
+        async with running_proxy(
+            wire_uri(await destination.incoming_port()), *options, "--allow-no-return-path"
+        ) as permissive:
+            await source.migrate(permissive.uri, return_path=False)
+            assert (await source.wait_migration()).status == "completed"
+            await destination.wait_counter_moves()
+            assert await permissive.wait_exit() == 0
+
+
+async def test_strangers_do_not_reach_the_destination(tmp_path: Path) -> None:
+    """A QEMU that waits for a migration exits when its one connection brings something else."""
+    profile = await learn(tmp_path, "cortex-a72")
     async with (
         source_and_destination() as (source, destination),
-        running_proxy(wire_uri(await destination.incoming_port()), *options, "--allow-no-return-path") as proxy,
+        running_proxy(
+            wire_uri(await destination.incoming_port()), "--host", profile, *A57_TO_A72, "--allow-midr", "none"
+        ) as proxy,
     ):
-        await source.migrate(proxy.uri, return_path=False)
+        port = int(proxy.uri.rpartition(":")[2])
+        await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+        await proxy.wait_text("left without a word")
+        async with await trio.open_tcp_stream("127.0.0.1", port) as scanner:
+            await scanner.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            [report] = await proxy.wait_reports(1)
+        assert "no migration stream" in report["reason"]
+        assert await destination.status() == "inmigrate"
+        await source.migrate(proxy.uri)
         assert (await source.wait_migration()).status == "completed"
         await destination.wait_counter_moves()
-        assert await proxy.wait_exit() == 0
 
 
 @asynccontextmanager
