@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from formats import device_state
-from formats.errors import DeviceStateTooLargeError, UnlocatableSectionError
+from formats.errors import DeviceStateTooLargeError, FormatError, UnlocatableSectionError
 from formats.records import RecordType
 from formats.vmdesc import Vmdesc, parse_vmdesc
 
@@ -76,6 +76,19 @@ class DeviceStateHold:
         json_start = self._json_start_by_end[len(self._held)]
         vmdesc = parse_vmdesc(bytes(self._held[json_start:]), base + json_start)
         return device_state.locate_by_vmdesc(self._held, json_start - 6, vmdesc, early, base), vmdesc
+
+    def bytes_past_the_end(self, early: "Sequence[DeviceSection]", base: int) -> int:
+        """Return how many held bytes follow a device state that is complete; 0 when it is not known to be."""
+        for end, json_start in self._json_start_by_end.items():
+            if end < len(self._held):
+                whole = self._held[:end]
+                try:
+                    vmdesc = parse_vmdesc(bytes(whole[json_start:]), base + json_start)
+                    device_state.locate_by_vmdesc(whole, json_start - 6, vmdesc, early, base)
+                except FormatError:
+                    continue
+                return len(self._held) - end
+        return 0
 
     def locate_by_footers(self, early: "Sequence[DeviceSection]", base: int) -> "list[DeviceSection] | None":
         """Locate the sections of a state whose last byte is the end of file; see `device_state.locate_by_footers`."""

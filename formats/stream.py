@@ -173,12 +173,7 @@ class StreamParser:
             case _:
                 event = self._record()
         if event is NEED_DATA and self._source_ended and not (self.complete and not len(self._data)):
-            raise TruncatedStreamError(
-                f"the stream ends where {self._state.value} should follow",
-                offset=self._offset + len(self._hold) + len(self._data),
-                section=self._section_label(),
-                advice="the source broke off, or the file was cut",
-            )
+            raise self._ended_early()
         return event
 
     def _file_header(self) -> AnyEvent | NeedData:
@@ -443,10 +438,24 @@ class StreamParser:
 
     def _nothing_more(self) -> NeedData:
         if len(self._data):
-            raise MalformedStreamError(
-                f"{len(self._data)} bytes or more follow the end of the stream", offset=self._offset
-            )
+            raise self._too_long(self._offset)
         return NEED_DATA
+
+    def _too_long(self, end: int) -> MalformedStreamError:
+        return MalformedStreamError("more bytes follow the end of the stream", offset=end)
+
+    def _ended_early(self) -> MalformedStreamError:
+        end = self._offset + len(self._hold) + len(self._data)
+        if self._state is State.DEVICE_STATE:
+            extra = self._hold.bytes_past_the_end(self._early, self._offset)
+            if extra:
+                return self._too_long(end - extra)
+        return TruncatedStreamError(
+            f"the stream ends where {self._state.value} should follow",
+            offset=end,
+            section=self._section_label(),
+            advice="the source broke off, or the file was cut",
+        )
 
     def _take(self, size: int) -> tuple[int, memoryview]:
         """Consume `size` bytes: return their offset and the bytes, an event's first two fields."""

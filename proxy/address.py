@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from proxy.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
-_TCP = re.compile(r"tcp:(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:,]*)):(?P<port>[0-9]+)(?P<options>(?:,.*)?)")
+_TCP = re.compile(r"tcp:(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:,\[\]]*)):(?P<port>[0-9]{1,5})(?P<options>(?:,.*)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,17 @@ def parse_address(text: str) -> TcpAddress:
 
 
 def _family(text: str, options: str, bracketed: bool) -> socket.AddressFamily:
-    wanted = {"ipv4": True, "ipv6": True}
+    said: dict[str, bool] = {}
     for option in options.split(",")[1:]:
         name, _, value = option.partition("=")
-        if name not in wanted or value not in ("", "on", "off"):
+        if name not in ("ipv4", "ipv6") or option not in (name, f"{name}=on", f"{name}=off"):
             raise ConfigError(f"address {text!r}: option {option!r} is not supported; ipv4=on|off and ipv6=on|off are")
-        if value == "off":
-            wanted[name] = False
-        elif f"{'ipv6' if name == 'ipv4' else 'ipv4'}=" not in options:
-            wanted["ipv6" if name == "ipv4" else "ipv4"] = False
-    if not any(wanted.values()) or (bracketed and not wanted["ipv6"]):
+        said[name] = value != "off"
+    # As in QEMU, naming one family as wanted rules out the other, unless that is wanted, too.
+    unsaid = not any(said.values())
+    four, six = said.get("ipv4", unsaid), said.get("ipv6", unsaid)
+    if not (four or six) or (bracketed and not six):
         raise ConfigError(f"address {text!r}: its options leave no address family")
-    if all(wanted.values()):
+    if four and six:
         return socket.AF_UNSPEC
-    return socket.AF_INET if wanted["ipv4"] else socket.AF_INET6
+    return socket.AF_INET if four else socket.AF_INET6

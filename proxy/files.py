@@ -2,10 +2,12 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import sys
 import tempfile
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -24,25 +26,47 @@ _COMPRESSIONS: Final[dict[bytes, "Callable[[IO[bytes]], Any]"]] = {
 }
 
 
+class StreamFile(io.RawIOBase):
+    """A captured stream that is read, with errors that name it."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        super().__init__()
+        self._name = name
+        self._file = file
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        """Read into a buffer; 0 is the end.
+
+        Raises:
+            ProxyError: It cannot be read on, or unpacked.
+        """
+        try:
+            length: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise ProxyError(f"{self._name}: {getattr(error, 'strerror', None) or error}") from error
+        return length
+
+
 @contextmanager
-def open_stream(name: str) -> "Iterator[IO[bytes]]":
+def open_stream(name: str) -> "Iterator[StreamFile]":
     """Open a captured stream for reading; xz, gzip and bzip2 are unpacked on the way, `-` is standard input.
 
     Raises:
         ConfigError: It cannot be opened.
-        ProxyError: It cannot be read on.
     """
+    if name == STDIO:
+        yield StreamFile(name, sys.stdin.buffer)
+        return
     try:
-        file = sys.stdin.buffer if name == STDIO else open(name, "rb")  # noqa: SIM115
+        file = open(name, "rb")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
-    try:
-        yield _unpacked(file)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ProxyError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        if file is not sys.stdin.buffer:
-            file.close()
+    with file:
+        yield StreamFile(name, _unpacked(file))
 
 
 def _unpacked(file: IO[bytes]) -> IO[bytes]:
@@ -71,12 +95,12 @@ def complete_file(name: str) -> "Iterator[IO[bytes]]":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(name)
-    if path.exists() and not path.is_file():
-        with _writing(name), open(path, "wb") as file:
-            yield file
-        return
+    path = Path(name).resolve()
     try:
+        if path.exists() and not path.is_file():
+            with open(path, "wb") as file, _writing(name):
+                yield file
+            return
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error

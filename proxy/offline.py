@@ -1,6 +1,6 @@
 """Captured streams: rewriting them, and reading their vCPUs and sections; constant memory whatever their size."""
 
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 from formats.events import NEED_DATA, AnyEvent, DeviceState
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 _BUFFER: Final = 1 << 20
 
 
-def rewrite(source: IO[bytes], sink: IO[bytes], rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:
+class Source(Protocol):
+    """What a stream is read from: an unbuffered or buffered binary file."""
+
+    def readinto(self, buffer: bytearray, /) -> int | None:
+        """Read into a buffer; 0 is the end."""
+
+
+def rewrite(source: "Source", sink: IO[bytes], rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:
     """Pass a whole stream through a rewriter.
 
     Args:
@@ -37,7 +44,7 @@ def rewrite(source: IO[bytes], sink: IO[bytes], rewriter: "Rewriter", progress: 
         progress(len(chunk))
 
 
-def read_events(source: IO[bytes], *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Iterator[AnyEvent]":
+def read_events(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Iterator[AnyEvent]":
     """Yield the events of a whole stream; each is good until the next is asked for.
 
     Raises:
@@ -51,19 +58,19 @@ def read_events(source: IO[bytes], *, device_state_limit: int = DEFAULT_DEVICE_S
             yield event
 
 
-def read_vcpus(source: IO[bytes]) -> "list[RegisterList]":
+def read_vcpus(source: "Source") -> "list[RegisterList]":
     """Return the registers of every arm64 vCPU of a whole stream. Raises as `read_events` does."""
     return [
         registers for event in read_events(source) if isinstance(event, DeviceState) for registers in open_vcpus(event)
     ]
 
 
-def _chunks(source: IO[bytes]) -> "Iterator[memoryview]":
+def _chunks(source: "Source") -> "Iterator[memoryview]":
     """Yield views of one reused buffer; the last is empty, and says that the stream has ended."""
     buffer = bytearray(_BUFFER)
     view = memoryview(buffer)
     while True:
-        length = source.readinto(buffer)  # type: ignore[attr-defined]
+        length = source.readinto(buffer)
         yield view[:length]
         if not length:
             return

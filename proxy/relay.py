@@ -10,10 +10,10 @@ import trio
 from proxy.address import TcpAddress, format_address
 from proxy.errors import ExitCode
 from proxy.session import Session, SessionConfig
-from proxy.sockets import bind, peer_name
+from proxy.sockets import bind, peer_name, reset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from proxy.report import Report
 
@@ -40,6 +40,7 @@ class Relay:
     say: "Callable[[str], None]"
     on_report: "Callable[[Report], None]"
     _begun: int = 0
+    _silent: set[trio.CancelScope] = field(default_factory=set)
     _exit_code: ExitCode = ExitCode.OK
     _draining: trio.Event = field(default_factory=trio.Event)
 
@@ -49,26 +50,30 @@ class Relay:
         The first SIGTERM or SIGINT ends the listening and lets the migrations under way end; a second one resets them.
 
         Returns:
-            With `once`, what the one migration ended with; otherwise OK, or FAILED when migrations were reset.
+            With `once`, what the one migration ended with, FAILED when none came; otherwise OK, or FAILED when
+            migrations were reset.
 
         Raises:
             ConfigError: The address cannot be listened on.
         """
-        listeners = await bind(address)
-        for listener in listeners:
-            host, port = listener.socket.getsockname()[:2]
-            self.say(f"listening on {format_address(host, port)}, for the destination at {self.config.destination}")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._obey_signals, nursery.cancel_scope)
-            async with trio.open_nursery() as sessions:
-                for listener in listeners:
-                    sessions.start_soon(self._accept, listener, sessions)
-            nursery.cancel_scope.cancel()
-        return self._exit_code
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            listeners = await bind(address)
+            for listener in listeners:
+                host, port = listener.socket.getsockname()[:2]
+                self.say(f"listening on {format_address(host, port)}, for the destination at {self.config.destination}")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
+                async with trio.open_nursery() as sessions:
+                    for listener in listeners:
+                        sessions.start_soon(self._accept, listener, sessions)
+                nursery.cancel_scope.cancel()
+        return ExitCode.FAILED if self.once and not self._begun else self._exit_code
 
     def stop(self) -> None:
         """Accept no more; the migrations under way go on to their end."""
         self._draining.set()
+        for scope in self._silent:
+            scope.cancel()
 
     async def _accept(self, listener: trio.SocketListener, sessions: trio.Nursery) -> None:
         with trio.CancelScope() as scope:
@@ -91,29 +96,38 @@ class Relay:
 
     async def _serve(self, source: trio.socket.SocketType) -> None:
         session = Session(self.config, source)
-        peer, started, number = peer_name(source), trio.current_time(), 0
-
-        def begin() -> None:
-            nonlocal number
-            number = self._begin(peer)
-            nursery.start_soon(self._tell_progress, number, session.report)
-
-        async with trio.open_nursery() as nursery:
-            try:
-                await session.run(begin)
-            finally:
-                nursery.cancel_scope.cancel()
-                if number:
-                    self._end(number, session.report, trio.current_time() - started)
-                else:
-                    self.say(f"{peer} connected and left without a word")
-
-    def _begin(self, peer: str) -> int:
+        peer = peer_name(source)
+        if not await self._has_begun(session, source, peer):
+            return
         self._begun += 1
+        number, started = self._begun, trio.current_time()
         if self.once:
             self.stop()
-        self.say(f"migration {self._begun}: from {peer}")
-        return self._begun
+        self.say(f"migration {number}: from {peer}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_progress, number, session.report)
+            try:
+                await session.run()
+            finally:
+                nursery.cancel_scope.cancel()
+                self._end(number, session.report, trio.current_time() - started)
+
+    async def _has_begun(self, session: Session, source: trio.socket.SocketType, peer: str) -> bool:
+        """Wait until a migration begins on a connection; when no more are taken, those that said nothing are closed."""
+        with trio.CancelScope() as scope:
+            self._silent.add(scope)
+            try:
+                if self._draining.is_set():
+                    scope.cancel()
+                begun = await session.wait_begin()
+                if not begun:
+                    self.say(f"{peer} connected and left without a word")
+                elif not self._draining.is_set():
+                    return True
+            finally:
+                self._silent.discard(scope)
+        reset(source)
+        return False
 
     async def _tell_progress(self, number: int, report: "Report") -> None:
         while True:
@@ -131,13 +145,13 @@ class Relay:
         except OSError as error:
             self.say(f"migration {number}: cannot write the report: {error.strerror or error}")
 
-    async def _obey_signals(self, everything: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._draining.is_set():
-                    self.say(f"{signal.Signals(number).name}: resetting the migrations under way")
-                    self._exit_code = ExitCode.FAILED
-                    everything.cancel()
-                    return
-                self.say(f"{signal.Signals(number).name}: no new migrations; send it again to reset those under way")
-                self.stop()
+    async def _obey_signals(self, signals: "AsyncIterator[int]", everything: trio.CancelScope) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if self._draining.is_set():
+                self.say(f"{name}: resetting the migrations under way")
+                self._exit_code = ExitCode.FAILED
+                everything.cancel()
+                return
+            self.say(f"{name}: no new migrations; send it again to reset those under way")
+            self.stop()

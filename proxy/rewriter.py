@@ -58,11 +58,12 @@ class Rewriter:
         self._parser = StreamParser(device_state_limit=device_state_limit)
         self._given_up = False
         self._would_refuse: str | None = None
+        self._refusal: FormatError | RefusedError | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the source may end the stream here; when observing a stream that cannot be read, anywhere."""
-        return self._parser.complete or self._given_up
+        return self._given_up or (self._parser.complete and self._refusal is None)
 
     @property
     def return_path(self) -> bool:
@@ -100,14 +101,17 @@ class Rewriter:
         return self._events()
 
     def _events(self) -> list[Raw]:
+        if self._refusal is not None:
+            raise self._refusal
         out: list[Raw] = []
         try:
             while (event := self._parser.next_event()) is not NEED_DATA:
-                self._look_at(event)
                 out.append(event.raw)
+                self._look_at(event)
         except (FormatError, RefusedError) as error:
             self._fail(error)
             if not self._keep_going:
+                self._refusal = error
                 raise
             self._given_up = True
             out.append(self._parser.unread())

@@ -17,7 +17,7 @@ from proxy.rewriter import Rewriter
 from proxy.sockets import dial, finish_sending, reset, send, translated, tune
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from formats.events import Raw
 
@@ -64,39 +64,41 @@ class Session:
             device_state_limit=config.device_state_limit,
         )
         self._listener = ReturnPathListener()
+        self._dialled = False
         self._destination_ended = False
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._received: int | None = 0
 
     @property
     def report(self) -> Report:
         """What came of it, or has so far."""
         return self._rewriter.report
 
-    async def run(self, begin: "Callable[[], None]") -> bool:
-        """Carry the migration to its end; `report` says how it went. Only cancellation is raised.
+    async def wait_begin(self) -> bool:
+        """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
+        try:
+            self._received = await self._receive()
+        except PeerError:
+            self._received = 0
+        if not self._received:
+            self._source.close()
+        return bool(self._received)
+
+    async def run(self) -> None:
+        """Carry the migration that began to its end; `report` says how it went. Only cancellation is raised.
 
         The destination is not dialled before the source has shown that it sends a migration: a QEMU that waits for one
         takes a single connection, and exits when that brings something else.
-
-        Args:
-            begin: Is called when the source sends its first bytes.
-
-        Returns:
-            Whether there was a migration; False when the peer left without a word, as a port scan does.
         """
         destination: trio.socket.SocketType | None = None
         clean = False
-        buffer = bytearray(_BUFFER)
         try:
-            received = await self._receive(buffer)
-            if not received:
-                clean = True
-                return False
-            begin()
-            pieces = await self._beginning(buffer, received)
+            pieces = await self._beginning()
             destination = await dial(self._config.destination)
+            self._dialled = True
             tune(self._source)
             tune(destination)
-            await self._pump(destination, buffer, pieces)
+            await self._pump(destination, pieces)
             clean = True
         except (FormatError, RefusedError):
             pass  # the rewriter has put it into the report
@@ -117,16 +119,18 @@ class Session:
                     sock.close()
                 else:
                     reset(sock)
-        return True
 
-    async def _beginning(self, buffer: bytearray, received: int | None) -> "list[Raw]":
+    async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""
-        view = memoryview(buffer)
-        while received and not (pieces := self._rewriter.feed(view[:received])):
-            received = await self._receive(buffer)
-        return pieces if received else self._rewriter.end()
+        received: int | None = self._received
+        while received:
+            pieces = self._rewriter.feed(self._buffer[:received])
+            if pieces:
+                return pieces
+            received = await self._receive()
+        return self._rewriter.end()
 
-    async def _pump(self, destination: trio.socket.SocketType, buffer: bytearray, pieces: "list[Raw]") -> None:
+    async def _pump(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
         """Run both directions; raise the first one's error alone."""
         problem: list[Exception] = []
         async with trio.open_nursery() as nursery:
@@ -138,23 +142,22 @@ class Session:
                     problem.append(error)
                     nursery.cancel_scope.cancel()
 
-            nursery.start_soon(guarded, self._forward(destination, buffer, pieces))
+            nursery.start_soon(guarded, self._forward(destination, pieces))
             nursery.start_soon(guarded, self._backward(destination))
         if problem:
             raise problem[0]
         self._check_confirmed()
 
-    async def _forward(self, destination: trio.socket.SocketType, buffer: bytearray, pieces: "list[Raw]") -> None:
+    async def _forward(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
         """Source to destination, through the rewriter."""
         rewriter = self._rewriter
-        view = memoryview(buffer)
         await self._release(destination, pieces)
         while True:
-            received = await self._receive(buffer)
+            received = await self._receive()
             if received is None:
                 await self._release(destination, rewriter.vmdesc_overdue())
             elif received:
-                await self._release(destination, rewriter.feed(view[:received]))
+                await self._release(destination, rewriter.feed(self._buffer[:received]))
             else:
                 if self._destination_ended and not rewriter.complete:
                     raise PeerError("destination", "gave up before it had the guest; its own log says why")
@@ -163,13 +166,13 @@ class Session:
                     finish_sending(destination)
                 return
 
-    async def _receive(self, buffer: bytearray) -> int | None:
-        """Receive from the source; None when only a vmdesc is missing and does not come."""
+    async def _receive(self) -> int | None:
+        """Receive into the buffer from the source; None when only a vmdesc is missing and does not come."""
         wait = self._config.vmdesc_wait if self._rewriter.awaiting_vmdesc else float("inf")
         received: int | None = None
         async with translated("source"):
             with trio.move_on_after(wait):
-                received = await self._source.recv_into(buffer)
+                received = await self._source.recv_into(self._buffer)
         return received
 
     async def _release(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
@@ -201,7 +204,8 @@ class Session:
             raise PeerError("destination", f"ended {said}")
 
     def _explained(self, error: ProxyError) -> str:
-        if isinstance(error, PeerError) and error.peer == "destination" and self._rewriter.complete:
+        got_all = self._dialled and self._rewriter.complete
+        if isinstance(error, PeerError) and error.peer == "destination" and got_all and self._listener.shut != 0:
             return (
                 f"the destination got the whole stream and did not take the guest: {error}; its own log says why, and "
                 "the source goes on"

@@ -24,7 +24,8 @@ def load_toml(path: Path, kind: type[T]) -> T:
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), kind)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
+        # tomllib's and msgspec's own errors are ValueErrors, too.
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -72,13 +72,16 @@ async def dial(address: TcpAddress) -> trio.socket.SocketType:
 
 
 async def _resolve(address: TcpAddress, *, passive: bool) -> list[tuple[int, str, int]]:
-    found = await trio.socket.getaddrinfo(
-        address.host or LOOPBACK,
-        address.port,
-        address.family,
-        trio.socket.SOCK_STREAM,
-        flags=trio.socket.AI_PASSIVE if passive else 0,
-    )
+    try:
+        found = await trio.socket.getaddrinfo(
+            address.host or LOOPBACK,
+            address.port,
+            address.family,
+            trio.socket.SOCK_STREAM,
+            flags=trio.socket.AI_PASSIVE if passive else 0,
+        )
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, "no host can have that name") from error
     return [(int(family), str(name[0]), int(name[1])) for family, _, _, _, name in found]
 
 

@@ -1,5 +1,6 @@
 """The command line; each command has a file of its own, loaded when it is called."""
 
+import os
 import sys
 
 import click
@@ -7,6 +8,8 @@ import click
 import proxy
 from proxy.cli.lazy import LazyGroup
 from proxy.errors import ExitCode, ProxyError
+
+_INTERRUPTED = 130
 
 EXIT_CODES = """\b
 Exit codes:
@@ -52,18 +55,27 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; errors become one line on standard error and an exit code."""
     try:
-        sys.exit(cli(standalone_mode=False))
+        exit_code = cli(standalone_mode=False)
     except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        exit_code = exit_.exit_code
     except click.Abort:
-        click.echo("vmstate-proxy: interrupted", err=True)
-        sys.exit(130)
+        exit_code = _complain("interrupted", _INTERRUPTED)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        exit_code = error.exit_code
     except ProxyError as error:
-        click.echo(f"vmstate-proxy: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ExitCode.FAILED)
+        exit_code = _complain(str(error), error.exit_code)
+    except OSError as error:
+        exit_code = _complain(f"{error.filename or 'output'}: {error.strerror or error}", ExitCode.FAILED)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What could not be written stays in the buffer, and would be tried, and complained of, once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code = exit_code or _complain(f"standard output: {error.strerror}", ExitCode.FAILED)
+    sys.exit(exit_code)
+
+
+def _complain(line: str, exit_code: int) -> int:
+    click.echo(f"vmstate-proxy: {line}", err=True)
+    return exit_code

@@ -1,6 +1,9 @@
 """Where reports go: a file, or standard output."""
 
+import io
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from proxy.errors import ConfigError
@@ -8,26 +11,31 @@ from proxy.files import STDIO
 from proxy.report import Report
 
 
-class ReportFile:
-    """Takes reports, a line of JSON each; one report makes a JSON document."""
+@contextmanager
+def report_file(name: str | None) -> Iterator[Callable[[Report], None]]:
+    """Open the file `name` anew, and yield a function that writes a report to it at once, a line of JSON each.
 
-    def __init__(self, name: str | None) -> None:
-        """Open the file `name` anew; `-` is standard output, None takes nothing.
+    `-` is standard output; None takes nothing. One report makes a JSON document.
 
-        Raises:
-            ConfigError: It cannot be written.
-        """
-        self._file: IO[str] | None
+    Raises:
+        ConfigError: The file cannot be opened.
+    """
+    if name is None:
+        yield lambda _: None
+    elif name == STDIO:
+        yield lambda report: _write(name, sys.stdout.buffer, report)
+    else:
         try:
-            if name is None or name == STDIO:
-                self._file = sys.stdout if name else None
-            else:
-                self._file = open(name, "w", encoding="utf-8")  # noqa: SIM115
+            file = open(name, "wb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"{name}: {error.strerror}") from error
+        with file:
+            yield lambda report: _write(name, file, report)
 
-    def add(self, report: Report) -> None:
-        """Write a report at once."""
-        if self._file is not None:
-            self._file.write(report.as_json() + "\n")
-            self._file.flush()
+
+def _write(name: str, file: IO[bytes] | io.RawIOBase, report: Report) -> None:
+    try:
+        file.write(report.as_json().encode() + b"\n")
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error

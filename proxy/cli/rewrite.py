@@ -5,7 +5,7 @@ import click
 from formats.errors import FormatError
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.cli.progress import progress_on
-from proxy.cli.reporting import ReportFile
+from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError
 from proxy.files import STDIO, complete_file, open_stream
 from proxy.offline import rewrite
@@ -33,16 +33,16 @@ def command(*, source: str, target: str, report: str | None, options: JudgeOptio
     if target == STDIO and report == STDIO:
         raise click.UsageError("OUT and --report cannot both be standard output")
     rewriter = Rewriter(options.judge, live=False, device_state_limit=options.device_state_limit)
-    reports = ReportFile(report)
-    try:
-        with open_stream(source) as stream, complete_file(target) as sink, progress_on(source) as progress:
-            rewrite(stream, sink, rewriter, progress)
-    except (FormatError, RefusedError):
-        pass  # the report has it
-    except BaseException as error:
-        rewriter.report.failed(str(error) or type(error).__name__)
-        raise
-    finally:
-        reports.add(rewriter.report)
+    with report_file(report) as add:
+        try:
+            with open_stream(source) as stream, complete_file(target) as sink, progress_on(source) as progress:
+                rewrite(stream, sink, rewriter, progress)
+        except (FormatError, RefusedError):
+            pass  # the report has it
+        except BaseException as error:
+            rewriter.report.failed(str(error) or type(error).__name__)
+            raise
+        finally:
+            add(rewriter.report)
     click.echo(f"vmstate-proxy: {source}: {rewriter.report.summary()}", err=True)
     raise click.exceptions.Exit(rewriter.report.exit_code)

@@ -5,7 +5,7 @@ from contextlib import suppress
 import click
 
 from proxy.cli.options import JudgeOptions, judge_options
-from proxy.cli.reporting import ReportFile
+from proxy.cli.reporting import report_file
 from proxy.session import DEFAULT_VMDESC_WAIT
 
 
@@ -70,8 +70,9 @@ def command(
         device_state_limit=options.device_state_limit,
         vmdesc_wait=vmdesc_wait,
     )
-    relay = Relay(config, once, say, ReportFile(report).add)
-    raise click.exceptions.Exit(trio.run(relay.run, address))
+    with report_file(report) as add:
+        exit_code = trio.run(Relay(config, once, say, add).run, address)
+    raise click.exceptions.Exit(exit_code)
 
 
 def say(line: str) -> None:

@@ -1,0 +1,177 @@
+"""What the tests of proxy/ share: recorded streams, cut and changed; judges; and runs of the rewriter."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import struct
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from formats.arm_cpu import RegisterList
+from formats.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
+from formats.records import RecordType
+from formats.stream import StreamParser
+from formats.sysreg import MIDR_EL1
+from proxy.host import HostProfile, learn_profile
+from proxy.judge import Judge
+from proxy.offline import read_vcpus
+from proxy.policy import DEFAULT_SWAP, Mode, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from formats.events import AnyEvent
+    from proxy.rewriter import Rewriter
+
+ROOT = Path(__file__).resolve().parents[2]
+CAPTURES = ROOT / "captures"
+NAMES = sorted(path.stem for path in CAPTURES.glob("*.xz"))
+
+R0, R3 = 0x411FD070, 0x411FD073
+"""The processor ids of the two hosts that differ in nothing else."""
+
+REVIDR_EL1 = 0x603000000013C006
+PSCI_VERSION = 0x6030000000140000
+OPEN_RETURN_PATH = bytes.fromhex("0800010000")
+SHUT_OK = struct.pack(">HHI", 1, 4, 0)
+SHUT_FAILED = struct.pack(">HHI", 1, 4, 1)
+PONG = struct.pack(">HHI", 2, 4, 1)
+
+
+@cache
+def capture(name: str) -> bytes:
+    """Return a recorded stream."""
+    return lzma.decompress((CAPTURES / f"{name}.xz").read_bytes())
+
+
+@cache
+def events(stream: bytes) -> list[AnyEvent]:
+    """Return the events of a whole stream; their bytes are not to be relied on."""
+    parser = StreamParser()
+    parser.feed(stream)
+    found = []
+    while (event := parser.next_event()) is not NEED_DATA:
+        found.append(event)
+    return found
+
+
+def device_state(stream: bytes) -> DeviceState:
+    """Return the only device state of a stream."""
+    (state,) = (event for event in events(stream) if isinstance(event, DeviceState))
+    return state
+
+
+@cache
+def short(name: str) -> bytes:
+    """Return a recorded stream without its RAM parts: the setup list, the end, and the devices are left."""
+    stream = capture(name)
+    kept = bytearray()
+    dropping = False
+    for event in events(stream):
+        dropping = event.type is RecordType.SECTION_PART if isinstance(event, SectionBegin) else dropping
+        if not dropping:
+            kept += stream[event.offset : event.offset + len(event.raw)]
+        dropping = dropping and not isinstance(event, SectionFooter)
+    return bytes(kept)
+
+
+@cache
+def live(stream: bytes) -> bytes:
+    """Return a stream as a source with a return path sends it."""
+    (at,) = (event.offset + len(event.raw) for event in events(stream) if isinstance(event, Configuration))
+    return stream[:at] + OPEN_RETURN_PATH + stream[at:]
+
+
+def without_vmdesc(stream: bytes) -> bytes:
+    """Return a stream as a source with suppress-vmdesc=on sends it: it ends with the end of file."""
+    state = device_state(stream)
+    return stream[: state.offset + state.sections[-1].end + 1]
+
+
+def value_at(stream: bytes, register: int, vcpu: int = 0) -> int:
+    """Return where a register's value stands, found without the code under test."""
+    header = b"\x03cpu" + struct.pack(">II", vcpu, 22)
+    body = stream.rindex(header) + len(header)
+    (count,) = struct.unpack_from(">I", stream, body + 568)
+    ids = struct.unpack_from(f">{count}Q", stream, body + 572)
+    return body + 572 + 8 * count + 8 * ids.index(register)
+
+
+def with_value(stream: bytes, register: int, value: int, vcpu: int = 0) -> bytes:
+    """Return the stream with another value of a register."""
+    at = value_at(stream, register, vcpu)
+    return stream[:at] + value.to_bytes(8, "big") + stream[at + 8 :]
+
+
+def value(stream: bytes, register: int, vcpu: int = 0) -> int:
+    """Return the value of a register."""
+    at = value_at(stream, register, vcpu)
+    return int.from_bytes(stream[at : at + 8], "big")
+
+
+def differences(one: bytes, other: bytes) -> list[int]:
+    """Return the offsets at which two streams of one length differ."""
+    assert len(one) == len(other)
+    if one == other:
+        return []
+    return [at for at, (left, right) in enumerate(zip(one, other, strict=True)) if left != right]
+
+
+@cache
+def profile(name: str) -> HostProfile:
+    """Return the profile learned from a recorded stream."""
+    return learn_profile(read_vcpus(io.BytesIO(capture(name))), name)
+
+
+def judge(
+    *allowed: int | None,
+    host: HostProfile | None = None,
+    mode: Mode = Mode.REPAIR,
+    swap: Mapping[int, str] = DEFAULT_SWAP,
+) -> Judge:
+    """Return a judge of a repair on the r3 host that vouches for the processor ids `allowed`."""
+    whitelist = {midr: "whitelist" for midr in allowed}
+    return Judge(Policy(whitelist, dict(swap), mode), profile("kvm-trixie-a57r3") if host is None else host)
+
+
+def observer() -> Judge:
+    """Return a judge that only watches, and refuses all that it can."""
+    return judge(mode=Mode.OBSERVE, swap={})
+
+
+def registers(values: Mapping[int, int], vcpu: int = 0) -> RegisterList:
+    """Return the registers of a made-up vCPU."""
+    ids = sorted(values)
+    body = bytearray(568) + struct.pack(">I", len(ids))
+    body += struct.pack(f">{len(ids)}Q", *ids) + struct.pack(f">{len(ids)}Q", *(values[id_] for id_ in ids))
+    return RegisterList(body + bytes(73), 0, vcpu)
+
+
+def midr_only(midr: int = R3) -> HostProfile:
+    """Return the partial profile that --midr makes."""
+    return HostProfile("--midr", {MIDR_EL1: midr})
+
+
+def cut(stream: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    """Yield the stream in pieces that end at the cuts."""
+    start = 0
+    for end in sorted({*cuts, len(stream)}):
+        if start < end <= len(stream):
+            yield stream[start:end]
+            start = end
+
+
+def feed(rewriter: Rewriter, piece: bytes) -> bytes:
+    """Feed a piece as the relay does, from a buffer that is used again, and return what may go on."""
+    buffer = bytearray(piece)
+    out = b"".join(bytes(raw) for raw in rewriter.feed(memoryview(buffer)))
+    buffer[:] = b"\xff" * len(buffer)
+    return out
+
+
+def passed(rewriter: Rewriter, pieces: Iterable[bytes]) -> bytes:
+    """Feed all the pieces and the end, and return what may go on."""
+    out = b"".join([feed(rewriter, piece) for piece in pieces])
+    return out + b"".join(bytes(raw) for raw in rewriter.end())

@@ -1,0 +1,618 @@
+"""The commands: what they print, leave behind, and exit with."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gc
+import gzip
+import io
+import json
+import lzma
+import os
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+from formats.events import SectionBegin, SectionFooter
+from formats.sysreg import MIDR_EL1, Kind, describe
+from proxy.cli import cli, main
+from tests.proxy.helpers import (
+    CAPTURES,
+    NAMES,
+    R0,
+    R3,
+    ROOT,
+    capture,
+    device_state,
+    differences,
+    events,
+    live,
+    profile,
+    short,
+    value,
+    value_at,
+    with_value,
+    without_vmdesc,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SMP2 = "kvm-trixie-a57r0-smp2"
+ALLOWED = ("--midr", hex(R3), "--allow-midr", hex(R0))
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401
+        return json.loads(self.out)
+
+    def error(self) -> str:
+        """Return the only line on standard error."""
+        (line,) = self.err.splitlines()
+        assert line.startswith("vmstate-proxy: ")
+        return line
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
+    """Run the command line in this process; any exception but SystemExit is a traceback for its user."""
+
+    def run(*args: str | Path, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["vmstate-proxy", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        sys.stdout.flush()
+        if "--report" in args:
+            gc.collect()  # what was left open is this test's, not another's
+        out, err = capfdbinary.readouterr()
+        code = caught.value.code
+        assert code is None or isinstance(code, int)
+        return Result(code or 0, out, err.decode())
+
+    return run
+
+
+def spawn(*args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[bytes]:  # noqa: ANN401
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", *map(str, args)], cwd=ROOT, stderr=subprocess.PIPE, timeout=20, **kwargs
+    )
+
+
+@pytest.fixture
+def host(run: Callable[..., Result], tmp_path: Path) -> Path:
+    """The profile of the r3 host, learned by the command."""
+    path = tmp_path / "r3.toml"
+    assert run("host", "learn", CAPTURES / "kvm-trixie-a57r3.xz", "-o", path).code == 0
+    return path
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    path = tmp_path / "in.stream"
+    path.write_bytes(capture(SMP2))
+    return path
+
+
+# --- the main job, as issue 2 has it
+
+
+def test_the_scenario(run: Callable[..., Result], tmp_path: Path, host: Path, stream: Path) -> None:
+    out, report = tmp_path / "out.stream", tmp_path / "report.json"
+    result = run("rewrite", stream, out, "--host", host, "--allow-midr", "0x411fd070", "--report", report)
+    assert result.code == 0
+    assert result.out == b""
+    assert "rewritten: MIDR_EL1 of 2 vCPUs changed" in result.error()
+    written = out.read_bytes()
+    assert differences(capture(SMP2), written) == [
+        value_at(capture(SMP2), MIDR_EL1, 0) + 7,
+        value_at(capture(SMP2), MIDR_EL1, 1) + 7,
+    ]
+    assert [value(written, MIDR_EL1, vcpu) for vcpu in (0, 1)] == [R3, R3]
+    found = json.loads(report.read_text())
+    assert (found["schema_version"], found["outcome"], found["reason"]) == (1, "rewritten", None)
+    assert found["bytes_in"] == found["bytes_out"] == len(written)
+    assert [{key: change[key] for key in ("vcpu", "register", "id", "from", "to")} for change in found["changes"]] == [
+        {"vcpu": n, "register": "MIDR_EL1", "id": "0x603000000013c000", "from": "0x411fd070", "to": "0x411fd073"}
+        for n in (0, 1)
+    ]
+    assert all("--allow-midr" in change["rule"] for change in found["changes"])
+
+
+def test_an_empty_whitelist_refuses(run: Callable[..., Result], tmp_path: Path, host: Path, stream: Path) -> None:
+    report = tmp_path / "report.json"
+    before = sorted(os.listdir(tmp_path))
+    result = run("rewrite", stream, tmp_path / "out.stream", "--host", host, "--report", report)
+    assert result.code == 4
+    assert "--allow-midr 0x411fd070" in result.error()
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "report.json"])
+    found = json.loads(report.read_text())
+    assert (found["outcome"], found["changes"]) == ("refused", [])
+    assert "0x411fd070" in found["reason"]
+
+
+def test_a_policy_file_does_the_same(run: Callable[..., Result], tmp_path: Path, host: Path, stream: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('schema_version = 1\nwhitelist.midr = ["0x411fd070"]\n')
+    result = run("rewrite", stream, "/dev/null", "--host", host, "--policy", policy, "--report", "-")
+    assert result.code == 0
+    assert [change["rule"] for change in result.json["changes"]] == [f"{policy}: whitelist 0x411fd070"] * 2
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, bz2.compress])
+def test_compressed_input(run: Callable[..., Result], tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "in").write_bytes(pack(short(SMP2)))
+    assert run("rewrite", tmp_path / "in", tmp_path / "out", *ALLOWED).code == 0
+    assert value((tmp_path / "out").read_bytes(), MIDR_EL1) == R3
+
+
+@pytest.mark.parametrize("mode", ["repair", "blind", "observe"])
+def test_modes(run: Callable[..., Result], tmp_path: Path, host: Path, mode: str) -> None:
+    stream = with_value(short(SMP2), 0x603000000013C006, 9)
+    (tmp_path / "in").write_bytes(stream)
+    result = run("rewrite", tmp_path / "in", "-", "--host", host, "--allow-midr", "0x411fd070", "--mode", mode)
+    assert result.code == (4 if mode == "repair" else 0)
+    if mode == "blind":
+        assert value(result.out, 0x603000000013C006) == 0
+    if mode == "observe":
+        assert result.out == stream
+        assert "would be refused: " in result.err
+    if mode == "repair":
+        assert "--allow-register REVIDR_EL1" in result.error()
+
+
+def test_what_a_refusal_advises_lets_the_stream_pass(run: Callable[..., Result], host: Path, tmp_path: Path) -> None:
+    """The words of the message, taken as they are."""
+    (tmp_path / "in").write_bytes(with_value(short(SMP2), 0x603000000013C006, 9))
+    arguments: list[str | Path] = ["rewrite", tmp_path / "in", "/dev/null", "--host", host]
+    for _ in range(2):
+        result = run(*arguments)
+        assert result.code == 4
+        advice = re.search(r"(--allow-\w+) (\w+)", result.err)
+        assert advice
+        arguments += advice.groups()
+    assert run(*arguments).code == 0
+
+
+def test_several_options_add_up(run: Callable[..., Result], stream: Path) -> None:
+    result = run(
+        *("rewrite", stream, "/dev/null", "--midr", hex(R3), "--allow-midr", "0x410fd034, 0x411fd070"),
+        *("--allow-midr", "none", "--allow-register", "CTR_EL0,REVIDR_EL1", "--report", "-"),
+    )
+    assert result.code == 0
+    assert len(result.json["changes"]) == 2
+
+
+# --- standard input and output
+
+
+def test_from_standard_input_to_standard_output(run: Callable[..., Result]) -> None:
+    result = run("rewrite", "-", "-", *ALLOWED, stdin=short(SMP2))
+    assert result.code == 0
+    assert result.out == with_value(with_value(short(SMP2), MIDR_EL1, R3, 0), MIDR_EL1, R3, 1)
+
+
+def test_pipes() -> None:
+    done = spawn("rewrite", "-", "-", *ALLOWED, input=capture(SMP2), stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    assert len(differences(capture(SMP2), done.stdout)) == 2
+
+
+def test_a_refused_stream_leaves_no_device_state_on_standard_output(run: Callable[..., Result]) -> None:
+    result = run("rewrite", "-", "-", "--midr", hex(R3), stdin=capture(SMP2))
+    assert result.code == 4
+    assert len(result.out) <= device_state(capture(SMP2)).offset
+
+
+def test_output_and_report_cannot_share_standard_output(run: Callable[..., Result], stream: Path) -> None:
+    assert run("rewrite", stream, "-", *ALLOWED, "--report", "-").code == 2
+
+
+def test_a_profile_to_standard_output(run: Callable[..., Result], host: Path) -> None:
+    result = run("host", "learn", CAPTURES / "kvm-trixie-a57r3.xz", "-o", "-")
+    assert result.code == 0
+    assert result.out == host.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "args", [["rewrite", "-", "-", *ALLOWED], ["inspect", "-"], ["inspect", "-", "--json"]], ids=" ".join
+)
+def test_a_reader_that_goes_away_is_no_traceback(args: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end) as closed:
+        done = spawn(*args, input=capture(SMP2), stdout=closed)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["rewrite", "-", "-", *ALLOWED], ["inspect", "-"], ["host", "learn", "-", "-o", "-"]]
+    + [["rewrite", "-", "/dev/null", *ALLOWED, "--report", "-"]],
+    ids=" ".join,
+)
+def test_a_full_disk_under_standard_output_is_one_line(args: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = spawn(*args, input=capture(SMP2), stdout=full)
+    err = done.stderr.decode()
+    assert done.returncode == 1, err
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+    assert "No space left on device" in err
+    assert "vmstate-proxy: -: No space left" not in err  # `-` is the input
+
+
+def test_a_full_disk_under_the_report_is_one_line(run: Callable[..., Result], stream: Path) -> None:
+    result = run("rewrite", stream, "/dev/null", *ALLOWED, "--report", "/dev/full")
+    assert result.code == 1
+    assert "/dev/full: No space left on device" in result.err
+
+
+def test_a_damaged_input_is_not_blamed_on_the_output(run: Callable[..., Result], tmp_path: Path) -> None:
+    packed = bytearray(bz2.compress(capture(SMP2)))
+    packed[len(packed) // 2 :] = b"\xff" * 1000
+    (tmp_path / "in").write_bytes(packed)
+    result = run("rewrite", tmp_path / "in", tmp_path / "out", *ALLOWED)
+    assert result.code == 1
+    assert result.error().startswith(f"vmstate-proxy: {tmp_path / 'in'}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rewriting_a_file_onto_itself(run: Callable[..., Result], stream: Path) -> None:
+    assert run("rewrite", stream, stream, *ALLOWED).code == 0
+    assert len(differences(capture(SMP2), stream.read_bytes())) == 2
+    assert run("rewrite", stream, stream, "--midr", "0x410fd034").code == 4
+    assert len(stream.read_bytes()) == len(capture(SMP2))
+
+
+# --- exit codes
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["rewrite", "IN", "OUT"], "--mode observe"),
+        (["rewrite", "IN"], "OUT"),
+        (["rewrite"], "IN"),
+        (["rewrite", "IN", "OUT", "--midr", "0x"], "--midr: '0x'"),
+        (["rewrite", "IN", "OUT", "--midr", "none"], "--midr: 'none'"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--mode", "bold"], "bold"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--allow-midr", "any"], "--allow-midr: 'any'"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--allow-register", "MIDR"], "--allow-register: SCTLR_EL1"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--allow-register", "CTR_EL"], "did you mean CTR_EL0"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--device-state-limit", "0"], "--device-state-limit"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--host", "missing.toml"], "missing.toml: No such file"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--policy", "missing.toml"], "missing.toml: No such file"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--host", "IN"], "IN: "),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--policy", "BAD"], "BAD: "),
+        (["rewrite", "IN", "OUT", "--host", "R3", "--midr", "0x410fd034"], "MIDR_EL1 is 0x411fd073"),
+        (["rewrite", "missing", "OUT", *ALLOWED], "missing: No such file"),
+        (["rewrite", ".", "OUT", *ALLOWED], ".: Is a directory"),
+        (["rewrite", "IN", "no/such/OUT", *ALLOWED], "no/such/OUT: No such file"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--report", "no/such/report"], "no/such/report: No such file"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--bold"], "--bold"),
+        (["inspect"], "IN"),
+        (["inspect", "missing"], "missing: No such file"),
+        (["host"], "learn"),
+        (["host", "learn", "IN"], "--output"),
+        (["host", "learn", "missing", "-o", "OUT"], "missing: No such file"),
+        (["host", "learn", "IN", "-o", "no/such/OUT"], "no/such/OUT: No such file"),
+        (["run", "--connect", "tcp:h:1", *ALLOWED], "--listen"),
+        (["run", "--listen", "tcp:h:1", *ALLOWED], "--connect"),
+        (["run", "--listen", "tcp::0", "--connect", "tcp:h:1"], "--mode observe"),
+        (["run", "--listen", "h:1", "--connect", "tcp:h:1", *ALLOWED], "tcp:HOST:PORT"),
+        (["run", "--listen", "tcp::0", "--connect", "unix:/x", *ALLOWED], "tcp:HOST:PORT"),
+        (["run", "--listen", "tcp:192.0.2.1:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:192.0.2.1:0"),
+        (["run", "--listen", "tcp:no..name:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:no..name:0"),
+        (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--vmdesc-wait", "0"], "--vmdesc-wait"),
+        (["walk"], "walk"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_is_2(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("IN").write_bytes(short(SMP2))
+    Path("BAD").write_text("schema_version = 1\nmode = 'bold'")
+    Path("R3").write_text('schema_version = 1\nregisters.MIDR_EL1 = "0x411fd073"')
+    if says == "--allow-register: SCTLR_EL1":
+        args = [*args[:-1], "SCTLR_EL1"]
+    result = run(*args)
+    assert result.code == 2
+    assert says in result.err
+    assert result.out == b""
+    assert sorted(os.listdir()) == ["BAD", "IN", "R3"]
+
+
+BROKEN = {
+    "truncated": (capture(SMP2)[:300_000], "the stream ends"),
+    "cut by a byte": (capture(SMP2)[:-1], "the stream ends"),
+    "foreign": (b"\x7fELF" + bytes(1000), "not with 'QEVM'"),
+    "libvirt": (b"LibvirtQemudSave" + bytes(1000), "a libvirt save file"),
+    "empty": (b"", "the stream ends"),
+    "more": (capture(SMP2) + b"\0", ""),  # in one read it is taken for an unfinished vmdesc, in two for an excess
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_malformed_stream_is_3(run: Callable[..., Result], tmp_path: Path, what: str) -> None:
+    content, says = BROKEN[what]
+    (tmp_path / "in").write_bytes(content)
+    result = run("rewrite", tmp_path / "in", tmp_path / "out", *ALLOWED, "--report", "-")
+    assert result.code == 3
+    assert says in result.error()
+    assert "offset 0x" in result.error()
+    assert (result.json["outcome"], result.json["changes"]) == ("failed", [])
+    assert says in result.json["reason"]
+    assert os.listdir(tmp_path) == ["in"]
+
+    for command in (["inspect", tmp_path / "in"], ["host", "learn", tmp_path / "in", "-o", tmp_path / "out"]):
+        result = run(*command)
+        assert result.code == 3
+        assert says in result.error()
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def multifd() -> bytes:
+    """A stream that announces the capability multifd."""
+    stream = capture(SMP2)
+    name = b"configuration/capabilities"
+    subsection = b"\x05" + bytes([len(name)]) + name + struct.pack(">II", 1, 1) + b"\x07multifd"
+    return stream[:61] + subsection + stream[61:]
+
+
+def test_a_feature_that_is_not_supported_is_4(run: Callable[..., Result], tmp_path: Path) -> None:
+    for command in (["rewrite", "-", tmp_path / "out", *ALLOWED], ["host", "learn", "-", "-o", tmp_path / "out"]):
+        result = run(*command, stdin=multifd())
+        assert result.code == 4
+        assert "turn the capability multifd off" in result.error()
+    assert os.listdir(tmp_path) == []
+
+
+def test_inspecting_what_is_not_supported_is_4_too(run: Callable[..., Result]) -> None:
+    """The stream is not broken."""
+    result = run("inspect", "-", stdin=multifd())
+    assert "turn the capability multifd off" in result.error()
+    assert result.code == 4
+
+
+def test_too_much_device_state_is_4(run: Callable[..., Result], tmp_path: Path) -> None:
+    stream = short(SMP2)
+    start = device_state(stream).offset
+    section = b"\x04\0\0\0\x63\x05fifo0" + bytes(8) + bytes(2 << 20) + b"\x7e\0\0\0\x63"
+    result = run(
+        *("rewrite", "-", tmp_path / "out", *ALLOWED, "--device-state-limit", "1"),
+        stdin=stream[:start] + section + stream[start:],
+    )
+    assert result.code == 4
+    assert "--device-state-limit" in result.error()
+
+
+# --- host learn
+
+
+def test_learning(run: Callable[..., Result], tmp_path: Path, host: Path) -> None:
+    text = host.read_text()
+    assert 'MIDR_EL1 = "0x411fd073"' in text
+    assert 'description = "learned from kvm-trixie-a57r3.xz"' in text
+    run("host", "learn", CAPTURES / "kvm-trixie-a57r3.xz", "-o", tmp_path / "x", "--description", 'rack "7"')
+    assert r'description = "rack \"7\""' in (tmp_path / "x").read_text()
+
+
+def test_unlike_processors_cannot_be_learned(run: Callable[..., Result], tmp_path: Path) -> None:
+    stream = with_value(short(SMP2), MIDR_EL1, R3, 1)
+    result = run("host", "learn", "-", "-o", tmp_path / "out", stdin=stream)
+    assert result.code == 4
+    assert "MIDR_EL1 differs" in result.error()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stream_passes_the_host_it_was_learned_from(
+    run: Callable[..., Result], name: str, tmp_path: Path
+) -> None:
+    assert run("host", "learn", CAPTURES / f"{name}.xz", "-o", tmp_path / "host").code == 0
+    result = run("rewrite", CAPTURES / f"{name}.xz", "-", "--host", tmp_path / "host")
+    assert result.code == 0
+    assert result.out == capture(name)
+
+
+# --- inspect
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect_json(run: Callable[..., Result], name: str) -> None:
+    stream = capture(name)
+    result = run("inspect", CAPTURES / f"{name}.xz", "--json")
+    assert result.code == 0
+    assert result.err == ""
+    found = result.json
+    assert found["schema_version"] == 1
+    assert found["machine"] == "virt-7.2"
+    assert all(
+        section.keys() == {"offset", "length", "type", "id", "name", "instance", "version"}
+        for section in found["sections"]
+    )
+    position = 61
+    types = {1: "start", 2: "part", 3: "end", 4: "full"}
+    for section in found["sections"]:
+        assert section["offset"] == position
+        assert section["type"] == types[stream[position]]
+        (section_id,) = struct.unpack_from(">I", stream, position + 1)
+        assert section["id"] == section_id
+        if section["type"] in ("start", "full"):
+            assert stream[position + 6 :].startswith(section["name"].encode())
+            after = position + 6 + stream[position + 5]
+            assert (section["instance"], section["version"]) == struct.unpack_from(">II", stream, after)
+        position += section["length"]
+        assert stream[position - 5 : position] == b"\x7e" + struct.pack(">I", section_id)
+    assert stream[position : position + 2] == b"\x00\x06"
+    assert position == len(without_vmdesc(stream)) - 1
+    assert sum(section["length"] for section in found["sections"]) == position - 61
+
+    assert [vcpu["index"] for vcpu in found["vcpus"]] == ([0, 1] if "smp2" in name else [0])
+    for vcpu in found["vcpus"]:
+        assert vcpu.keys() == {"index", "registers"}
+        for register in vcpu["registers"]:
+            assert register.keys() == {"id", "name", "value"}
+            assert re.fullmatch(r"0x[0-9a-f]{16}", register["id"])
+            assert re.fullmatch(r"0x[0-9a-f]+", register["value"])
+        names = {register["name"]: register["value"] for register in vcpu["registers"]}
+        assert len(names) == len(vcpu["registers"]) == (241 if "bookworm" in name else 258)
+        assert int(names["MIDR_EL1"], 16) == value(stream, MIDR_EL1, vcpu["index"])
+
+
+def test_inspect_for_people(run: Callable[..., Result]) -> None:
+    result = run("inspect", CAPTURES / f"{SMP2}.xz")
+    text = result.out.decode()
+    assert result.code == 0
+    assert "machine virt-7.2, return path no, vmdesc yes, 510468 bytes" in text
+    assert re.search(r"^ +0x74f77 +5404 full +6 +0 +22 +cpu$", text, re.MULTILINE)
+    assert len(re.findall("MIDR_EL1 .* 0x411fd070", text)) == 2
+    assert "TTBR0_EL1" not in text
+    assert text.count("\n  0x") == 2 * sum(
+        describe(register).kind in (Kind.IDENTIFICATION, Kind.CACHE_ID) for register in profile(SMP2).values
+    )
+    everything = run("inspect", CAPTURES / f"{SMP2}.xz", "--registers").out.decode()
+    assert everything.count("\n  0x") == 2 * 258
+
+
+def test_inspect_without_a_vmdesc(run: Callable[..., Result]) -> None:
+    with_it = run("inspect", "-", "--json", stdin=live(short(SMP2))).json
+    without = run("inspect", "-", "--json", stdin=without_vmdesc(live(short(SMP2)))).json
+    assert with_it["sections"] == without["sections"]
+    assert with_it["vcpus"] == without["vcpus"]
+    assert (with_it["vmdesc"], without["vmdesc"]) == (True, False)
+    assert with_it["return_path"]
+
+
+@pytest.mark.parametrize("length", [100, 61_000, 300_000, 500_000])
+def test_inspecting_a_truncated_stream_shows_what_was_read(run: Callable[..., Result], length: int) -> None:
+    stream = capture(SMP2)
+    begun = [event for event in events(stream) if isinstance(event, SectionBegin) and event.offset < length]
+    ended = [event for event in events(stream) if isinstance(event, SectionFooter) and event.offset + 5 <= length]
+    result = run("inspect", "-", "--json", stdin=stream[:length])
+    assert result.code == 3
+    assert "the stream ends" in result.error()
+    found = result.json
+    assert found["machine"] == "virt-7.2"
+    assert [section["offset"] for section in found["sections"]] == [event.offset for event in begun]
+    for section, footer in zip(found["sections"], ended, strict=False):
+        assert section["offset"] + section["length"] == footer.offset + 5
+
+    shown = run("inspect", "-", stdin=stream[:length])
+    assert shown.code == 3
+    assert "machine virt-7.2" in shown.out.decode()
+    assert len(re.findall(r" ram$", shown.out.decode(), re.MULTILINE)) == len(begun)
+
+
+# --- help
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_help_teaches_by_example(run: Callable[..., Result], path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.code == 0
+    text = result.out.decode()
+    assert "Example" in text or not path
+    assert "vmstate-proxy " + " ".join(path) in text.split("Usage", 1)[1].split("\n", 1)[1]
+
+
+def test_the_help_lists_the_exit_codes(run: Callable[..., Result]) -> None:
+    text = run("--help").out.decode()
+    assert all(re.search(rf"^\s+{code}  \w", text, re.MULTILINE) for code in range(5))
+
+
+def test_the_risk_of_no_return_path_is_told(run: Callable[..., Result]) -> None:
+    text = run("run", "--help").out.decode()
+    assert re.search(r"--allow-no-return-path.*RISK", text, re.DOTALL)
+
+
+def test_the_version(run: Callable[..., Result]) -> None:
+    assert re.fullmatch(rb"vmstate-proxy, version \d+\.\d+\.\d+\n", run("--version").out)
+
+
+def test_no_command_is_2(run: Callable[..., Result]) -> None:
+    assert run().code == 2
+
+
+# --- memory
+
+PEAK = """
+import sys
+from proxy.cli import main
+try:
+    main()
+finally:
+    with open("/proc/self/status") as status:
+        print(next(line for line in status if line.startswith("VmHWM")), file=sys.stderr, end="")
+"""
+"""The peak of its own address space; ru_maxrss would count that of this process, which it was forked from."""
+
+
+def part_of_full_pages() -> bytes:
+    """A PART section of 1 MiB of the guest's memory, page by page."""
+    block = b"\x0dmach-virt.ram"
+    page = os.urandom(4096)
+    first = struct.pack(">Q", 8) + block + page
+    more = b"".join(struct.pack(">Q", 4096 * number | 0x28) + page for number in range(1, 256))
+    return b"\x02\0\0\0\x01" + first + more + struct.pack(">Q", 0x10) + b"\x7e\0\0\0\x01"
+
+
+@pytest.mark.parametrize("command", [["rewrite", "-", "/dev/null", *ALLOWED], ["inspect", "-", "--json"]], ids=" ".join)
+def test_memory_does_not_grow_with_the_stream(command: list[str]) -> None:
+    stream, part, parts = short(SMP2), part_of_full_pages(), 300
+    end = next(event.offset for event in events(stream) if isinstance(event, SectionBegin) and event.type == 3)
+    with subprocess.Popen(
+        [sys.executable, "-c", PEAK, *command],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        with contextlib.closing(process.stdin):
+            process.stdin.write(stream[:end])
+            for _ in range(parts):
+                process.stdin.write(part)
+            process.stdin.write(stream[end:])
+        process.stdin = None
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    peak = re.search(rb"VmHWM:\s+(\d+) kB", err)
+    assert peak
+    assert int(peak[1]) < 80 << 10
+    if out:
+        assert json.loads(out)["length"] == len(stream) + parts * len(part)
+    else:
+        assert f"{len(stream) + parts * len(part)} bytes in".encode() in err

@@ -1,0 +1,193 @@
+"""Streams in files: unpacked on the way in, all or nothing on the way out."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import stat
+import sys
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.errors import ConfigError, ProxyError
+from proxy.files import complete_file, open_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONTENT = b"QEVM" + os.urandom(100_000)
+
+
+@pytest.mark.parametrize("pack", [bytes, lzma.compress, gzip.compress, bz2.compress])
+def test_streams_are_unpacked(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "stream").write_bytes(pack(CONTENT))
+    with open_stream(str(tmp_path / "stream")) as stream:
+        assert stream.read() == CONTENT
+
+
+@pytest.mark.parametrize("content", [b"", b"Q", b"\x1f", b"BZ"])
+def test_short_files_are_read_as_they_are(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "stream").write_bytes(content)
+    with open_stream(str(tmp_path / "stream")) as stream:
+        assert stream.read() == content
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, bz2.compress])
+def test_a_cut_archive_is_no_short_stream(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "stream").write_bytes(pack(CONTENT)[:-20])
+    with pytest.raises(ProxyError, match="stream: "), open_stream(str(tmp_path / "stream")) as stream:
+        stream.read()
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, bz2.compress])
+def test_a_damaged_archive_is_one_error(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    packed = bytearray(pack(bytes(100_000)))
+    middle = len(packed) // 2
+    packed[middle : middle + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "stream").write_bytes(packed)
+    with pytest.raises(ProxyError, match="stream: "), open_stream(str(tmp_path / "stream")) as stream:
+        stream.read()
+
+
+def test_gzip_data_that_do_not_inflate_are_one_error(tmp_path: Path) -> None:
+    """zlib.error is no OSError."""
+    (tmp_path / "stream").write_bytes(gzip.compress(CONTENT)[:10] + b"\xff" * 100)
+    with pytest.raises(zlib.error):
+        zlib.decompress(b"\xff" * 100, wbits=-15)
+    with pytest.raises(ProxyError, match="stream: "), open_stream(str(tmp_path / "stream")) as stream:
+        stream.read()
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="missing: No such file"), open_stream(str(tmp_path / "missing")):
+        pass
+    with pytest.raises(ConfigError, match="Is a directory"), open_stream(str(tmp_path)):
+        pass
+
+
+def test_standard_input_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(CONTENT))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with open_stream("-") as stream:
+        assert stream.read() == CONTENT
+    assert not stdin.buffer.closed
+
+
+def test_an_error_of_the_output_is_not_blamed_on_the_input(tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(CONTENT)
+    with pytest.raises(Exception, match="No space left") as caught, open_stream(str(tmp_path / "input")):
+        raise OSError(28, "No space left on device", "elsewhere")
+    assert "input" not in str(caught.value)
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    """What cannot be wound back is not looked at beforehand."""
+    read_end, write_end = os.pipe()
+    os.write(write_end, CONTENT[:1000])
+    os.close(write_end)
+    try:
+        with open_stream(f"/dev/fd/{read_end}") as stream:
+            assert stream.read() == CONTENT[:1000]
+    finally:
+        os.close(read_end)
+
+
+# --- output
+
+
+def test_an_output_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with complete_file(str(path)) as file:
+        file.write(CONTENT)
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), ProxyError("x"), OSError(5, "x"), KeyboardInterrupt()])
+def test_a_failed_output_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "out"
+    with pytest.raises((type(error), ProxyError)), complete_file(str(path)) as file:
+        file.write(CONTENT)
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_output_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"before")
+    path.chmod(0o600)
+    with pytest.raises(ValueError, match="x"), complete_file(str(path)) as file:
+        file.write(CONTENT)
+        raise ValueError("x")
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["out"]
+    with complete_file(str(path)) as file:
+        file.write(b"after")
+    assert path.read_bytes() == b"after"
+
+
+def test_an_output_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        with complete_file(str(tmp_path / "out")):
+            pass
+    finally:
+        assert os.umask(mask) == 0o027
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
+
+
+def test_a_relative_name_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with complete_file("out") as file:
+        file.write(b"x")
+    assert (tmp_path / "out").read_bytes() == b"x"
+
+
+def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
+    """As root, /dev/stdout is such a link to a regular file, and must not be replaced."""
+    (tmp_path / "links").mkdir()
+    link, target = tmp_path / "links" / "link", tmp_path / "target"
+    target.write_bytes(b"before")
+    link.symlink_to(target)
+    with complete_file(str(link)) as file:
+        file.write(b"after")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"after"
+
+
+def test_a_device_is_not_replaced() -> None:
+    with complete_file("/dev/null") as file:
+        file.write(CONTENT)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_full_device_is_an_error_that_names_it() -> None:
+    with pytest.raises(ProxyError, match="/dev/full: No space left"), complete_file("/dev/full") as file:
+        file.write(CONTENT)
+
+
+def test_an_output_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "out"
+    with pytest.raises(ConfigError, match="missing/out: No such file"), complete_file(str(missing)):
+        pass
+
+
+def test_a_directory_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"), complete_file(str(tmp_path)):
+        pass
+    assert tmp_path.is_dir()
+
+
+def test_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    with complete_file("-") as file:
+        file.write(CONTENT)
+    assert capfdbinary.readouterr().out == CONTENT
+    assert not sys.stdout.buffer.closed

@@ -1,0 +1,89 @@
+"""The report: its JSON and its line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from formats.sysreg import MIDR_EL1
+from proxy.errors import ExitCode
+from proxy.judge import Action, Verdict
+from proxy.report import Outcome, Report
+from tests.proxy.helpers import R0, R3, REVIDR_EL1
+
+
+def swap(vcpu: int = 0, register: int = MIDR_EL1) -> Verdict:
+    return Verdict(vcpu, register, Action.SWAP, R0, R3, "--allow-midr 0x411fd070")
+
+
+def test_a_new_report_has_failed() -> None:
+    """Whatever ends a migration without saying so, it did not succeed."""
+    report = Report(mode="repair")
+    assert report.outcome is Outcome.FAILED
+    assert report.exit_code is ExitCode.FAILED
+    assert report.reason
+
+
+def test_the_json() -> None:
+    report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, 10, 11, "virt-7.2", 1, [swap()], [])
+    assert json.loads(report.as_json()) == {
+        "schema_version": 1,
+        "outcome": "rewritten",
+        "reason": None,
+        "mode": "repair",
+        "machine": "virt-7.2",
+        "vcpus": 1,
+        "bytes_in": 10,
+        "bytes_out": 11,
+        "changes": [
+            {
+                "vcpu": 0,
+                "register": "MIDR_EL1",
+                "id": "0x603000000013c000",
+                "from": "0x411fd070",
+                "to": "0x411fd073",
+                "rule": "--allow-midr 0x411fd070",
+            }
+        ],
+        "would_change": [],
+    }
+    assert "\n" not in report.as_json()
+
+
+def test_a_value_that_is_not_there_is_null() -> None:
+    report = Report("observe", would_change=[Verdict(0, MIDR_EL1, Action.SWAP, None, None, "")])
+    (change,) = report.as_dict()["would_change"]
+    assert (change["from"], change["to"]) == (None, None)
+
+
+@pytest.mark.parametrize("exit_code", [ExitCode.OK, ExitCode.FAILED])
+def test_an_outer_failure_overrules_success(exit_code: ExitCode) -> None:
+    report = Report("repair", Outcome.REWRITTEN, None, exit_code, changes=[swap()])
+    report.failed("the destination gave up")
+    assert (report.outcome, report.exit_code, report.reason) == (
+        Outcome.FAILED,
+        ExitCode.FAILED,
+        "the destination gave up",
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code"), [(Outcome.REFUSED, ExitCode.REFUSED), (Outcome.FAILED, ExitCode.MALFORMED)]
+)
+def test_a_reason_found_in_the_stream_stands(outcome: Outcome, exit_code: ExitCode) -> None:
+    report = Report("repair", outcome, "the stream ends early", exit_code)
+    report.failed("broken pipe")
+    assert (report.outcome, report.exit_code, report.reason) == (outcome, exit_code, "the stream ends early")
+
+
+def test_the_summary_counts_registers_and_vcpus() -> None:
+    report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, 10, 11)
+    report.changes = [swap(0), swap(1), swap(1, REVIDR_EL1)]
+    assert report.summary() == "rewritten: MIDR_EL1, REVIDR_EL1 of 2 vCPUs changed (10 bytes in, 11 out)"
+    report.changes = []
+    report.would_change = [swap()]
+    report.outcome, report.reason = Outcome.UNCHANGED, "would be refused: why"
+    assert report.summary() == (
+        "unchanged; MIDR_EL1 of 1 vCPU would be changed: would be refused: why (10 bytes in, 11 out)"
+    )
