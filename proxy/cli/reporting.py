@@ -23,7 +23,7 @@ def report_file(name: str | None) -> Iterator[Callable[[Report], None]]:
     if name is None:
         yield lambda _: None
     elif name == STDIO:
-        yield lambda report: _write(name, sys.stdout.buffer, report)
+        yield lambda report: _write("standard output", sys.stdout.buffer, report)
     else:
         try:
             file = open(name, "wb", buffering=0)  # noqa: SIM115
