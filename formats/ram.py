@@ -28,11 +28,10 @@ _ZERO_RECORD: Final = 8 + 1
 _RUN_WINDOW: Final = 16
 """Records looked at first when a run begins; each uniform window is followed by one 16 times as large."""
 
-# The last byte of a header's be64 holds flags 0x01..0x80, the low half of the one before it flags 0x100..0x800.
-_NO_HIGH_FLAG: Final = re.compile(rb"[\x00\x10\x20\x30\x40\x50\x60\x70\x80\x90\xa0\xb0\xc0\xd0\xe0\xf0]*")
 _LOW_FLAGS: Final = {
     flags: re.compile(re.escape(bytes([flags])) + b"*") for flags in (ZERO | CONTINUE, PAGE | CONTINUE)
 }
+"""Matches the last bytes of headers, flags 0x01 to 0x80, of records that carry just these."""
 
 
 class RamReader(IterableReader):
@@ -55,6 +54,9 @@ class RamReader(IterableReader):
         self.zero_pages = 0
         self._block_has_address = block_has_address
         self._block_bytes_left = 0
+        # The byte before a header's last one holds flags from 0x100 on, as far as page offsets leave it bits.
+        no_flag = bytes(byte for byte in range(256) if not byte << 8 & page_size - 1)
+        self._no_high_flag = re.compile(b"[" + re.escape(no_flag) + b"]*", re.DOTALL)
 
     def skip_run(self, data: memoryview, position: int) -> int:
         """Step over the records at `position` that are all full pages, or all zero pages, of the block at hand."""
@@ -80,7 +82,7 @@ class RamReader(IterableReader):
             looked_at = min(window, most - done)
             first, end = position + done * stride, position + (done + looked_at) * stride
             run = _prefix(low_flags, data[first + 7 : end : stride].tobytes())
-            run = min(run, _prefix(_NO_HIGH_FLAG, data[first + 6 : end : stride].tobytes()))
+            run = min(run, _prefix(self._no_high_flag, data[first + 6 : end : stride].tobytes()))
             done += run
             if run < looked_at:
                 break

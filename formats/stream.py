@@ -126,8 +126,8 @@ class StreamParser:
             self._data = memoryview(data)
 
     def vmdesc_overdue(self) -> None:
-        """Say that the vmdesc does not come; the next event may then be the device state, located without it."""
-        self._vmdesc_overdue = True
+        """Say that the vmdesc that is awaited does not come; the device state may then be located without it."""
+        self._vmdesc_overdue = self.awaiting_vmdesc
 
     def next_event(self) -> AnyEvent | NeedData:
         """Return the next event.
@@ -182,7 +182,8 @@ class StreamParser:
             for magic, what, advice in FOREIGNERS:
                 if start.startswith(magic):
                     raise ForeignStreamError(f"this is {what}, not a migration stream", offset=0, advice=advice)
-            if len(start) >= 4 or self._source_ended:
+            open_question = len(start) < len(MAGIC) or any(magic.startswith(start) for magic, _, _ in FOREIGNERS)
+            if self._source_ended or not open_question:
                 raise ForeignStreamError(
                     f"this is no migration stream: it begins with {start[:4].hex(' ')}, not with 'QEVM'", offset=0
                 )
