@@ -6,16 +6,16 @@ processor stay the same.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from formats.arm_cpu import RegisterList
+from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe
-from proxy.errors import ConfigError, RefusedError
-from proxy.settings_file import SCHEMA_VERSION, load_toml, register_id, register_value
+from proxy.errors import RefusedError
 
+if TYPE_CHECKING:
+    from formats.arm_cpu import RegisterList
+
+SCHEMA_VERSION = 1
 _HOST_KINDS = (Kind.IDENTIFICATION, Kind.CACHE_ID, Kind.FIRMWARE, Kind.FEATURE_BITMAP)
 
 
@@ -28,11 +28,20 @@ class HostProfile:
         values: The value of each register that belongs to the host, by id.
         others: The ids of registers that the host has and whose values belong to the guest; None when the profile
             does not list all the registers, as when only a processor id was given.
+        kernel: The host's kernel, as `uname -sr` has it; None when it is not known, as after learning from a stream.
+        vcpu_features: What the vCPU was created with (KVM_ARM_VCPU_*); None when it is not known.
+        timer_frequency: CNTFRQ_EL0, in Hz; None when it is not known.
+        writable: The bits that KVM lets be written, by id of the ID registers; None when the kernel does not tell
+            (before Linux 6.7), or it is not known.
     """
 
     description: str
     values: dict[int, int]
     others: frozenset[int] | None = None
+    kernel: str | None = None
+    vcpu_features: tuple[str, ...] | None = None
+    timer_frequency: int | None = None
+    writable: dict[int, int] | None = None
 
     @property
     def midr(self) -> int | None:
@@ -44,38 +53,7 @@ class HostProfile:
         return self.others is not None and register not in self.values and register not in self.others
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """A profile as it stands in its file; register names or ids are the keys, hexadecimal strings the values."""
-
-    schema_version: Literal[1]
-    registers: dict[str, str]
-    description: str = ""
-    firmware: dict[str, str] = {}
-    also_present: list[str] | None = None
-
-
-def load_profile(path: Path) -> HostProfile:
-    """Load a profile.
-
-    Raises:
-        ConfigError: The file is no profile; the message names the key.
-    """
-    file = load_toml(path, _File)
-    values: dict[int, int] = {}
-    for table, entries in (("registers", file.registers), ("firmware", file.firmware)):
-        for name, text in entries.items():
-            where = f"{path}: {table}.{name}"
-            register = register_id(name, where)
-            if register in values:
-                raise ConfigError(f"{where}: the register is there twice")
-            values[register] = register_value(text, where)
-    others = None
-    if file.also_present is not None:
-        others = frozenset(register_id(name, f"{path}: also_present") for name in file.also_present)
-    return HostProfile(file.description, values, others)
-
-
-def learn_profile(vcpus: Iterable[RegisterList], description: str) -> HostProfile:
+def learn_profile(vcpus: "Iterable[RegisterList]", description: str) -> HostProfile:
     """Make a profile of the host that a stream was recorded on.
 
     Args:
@@ -87,7 +65,7 @@ def learn_profile(vcpus: Iterable[RegisterList], description: str) -> HostProfil
     """
     profile: HostProfile | None = None
     for registers in vcpus:
-        own = {register: value for register, value in registers.items() if describe(register).kind in _HOST_KINDS}
+        own = host_values(registers.items())
         if profile is None:
             profile = HostProfile(description, own, frozenset(registers.ids) - own.keys())
         elif own != profile.values:
@@ -103,6 +81,11 @@ def learn_profile(vcpus: Iterable[RegisterList], description: str) -> HostProfil
     return profile
 
 
+def host_values(registers: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return those of the registers whose values belong to the host, not to the guest."""
+    return {register: value for register, value in registers if describe(register).kind in _HOST_KINDS}
+
+
 def write_profile(profile: HostProfile) -> str:
     """Write a profile as TOML, in the order of the register ids."""
     return "\n".join(_lines(profile)) + "\n"
@@ -113,6 +96,12 @@ def _lines(profile: HostProfile) -> Iterator[str]:
     yield "# It holds for guests with the same vCPU features, until kernel, QEMU or processor change."
     yield f"schema_version = {SCHEMA_VERSION}"
     yield f"description = {_quoted(profile.description)}"
+    if profile.kernel is not None:
+        yield f"kernel = {_quoted(profile.kernel)}"
+    if profile.vcpu_features is not None:
+        yield f"vcpu_features = [{', '.join(_quoted(feature) for feature in profile.vcpu_features)}]"
+    if profile.timer_frequency is not None:
+        yield f"timer_frequency = {profile.timer_frequency}"
     if profile.others is not None:
         yield ""
         yield "# Registers that the host has, too; their values belong to the guest."
@@ -122,19 +111,25 @@ def _lines(profile: HostProfile) -> Iterator[str]:
     firmware = {id_ for id_ in profile.values if describe(id_).kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP)}
     yield ""
     yield "# What describes the processor: KVM wants it back as it is."
-    yield from _table("registers", profile, sorted(profile.values.keys() - firmware))
+    if profile.midr is not None:
+        yield f"# MIDR_EL1 is that of an {parse_midr_el1(profile.midr)}."
+    yield from _table("registers", profile.values, sorted(profile.values.keys() - firmware))
     if firmware:
         yield ""
         yield "# What KVM's firmware offers: PSCI version, mitigations, hypercalls."
-        yield from _table("firmware", profile, sorted(firmware))
+        yield from _table("firmware", profile.values, sorted(firmware))
+    if profile.writable is not None:
+        yield ""
+        yield "# The bits that this host's KVM lets be written in ID registers; in all others they are fixed."
+        yield from _table("writable", profile.writable, sorted(profile.writable))
 
 
-def _table(name: str, profile: HostProfile, registers: Iterable[int]) -> Iterator[str]:
+def _table(name: str, values: dict[int, int], registers: Iterable[int]) -> Iterator[str]:
     yield f"[{name}]"
     for register in registers:
         name = describe(register).name
         key = name if name.replace("_", "").isalnum() else _quoted(name)
-        yield f'{key} = "{profile.values[register]:#x}"'
+        yield f'{key} = "{values[register]:#x}"'
 
 
 def _quoted(text: str) -> str:

@@ -11,8 +11,6 @@ from proxy.errors import ConfigError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-SCHEMA_VERSION = 1
-
 
 def load_toml(path: Path, kind: type[T]) -> T:
     """Load a TOML file; unknown keys and wrong types are errors.

@@ -5,10 +5,10 @@ import os
 import click
 
 from formats.errors import FormatError
-from proxy.errors import exit_code_of
+from proxy.errors import ConfigError, exit_code_of
 from proxy.files import complete_file, open_stream
-from proxy.host import learn_profile, write_profile
-from proxy.offline import read_vcpus
+from proxy.host import HostProfile, learn_profile, write_profile
+from proxy.kvm import Feature
 
 
 @click.group("host")
@@ -18,6 +18,7 @@ def command() -> None:
     \b
     Example:
       vmstate-proxy host learn destination.stream -o destination.toml
+      vmstate-proxy host probe -o this-host.toml
     """
 
 
@@ -37,6 +38,8 @@ def learn(*, source: str, output: str, description: str | None) -> None:
       (qemu) migrate "exec:cat > rack7.stream"
       vmstate-proxy host learn rack7.stream -o rack7.toml
     """
+    from proxy.offline import read_vcpus
+
     with open_stream(source) as stream:
         try:
             vcpus = read_vcpus(stream)
@@ -44,6 +47,41 @@ def learn(*, source: str, output: str, description: str | None) -> None:
             click.echo(f"vmstate-proxy: {source}: {error}", err=True)
             raise click.exceptions.Exit(exit_code_of(error)) from None
     profile = learn_profile(vcpus, description or f"learned from {os.path.basename(source)}")
+    _write(profile, output)
+
+
+@command.command("probe")
+@click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
+@click.option(
+    "--vcpu-features",
+    metavar="NAME,...",
+    help="What the scratch vCPU is created with; by default what QEMU's -cpu host takes of "
+    f"{', '.join(feature.name for feature in Feature)}.",
+)
+def probe(*, output: str, vcpu_features: str | None) -> None:
+    """Make this host's profile by asking its KVM; arm64 only.
+
+    A scratch VM with one vCPU is created, its registers are read, and it is thrown away; no guest is touched.
+
+    \b
+    Examples:
+      sudo vmstate-proxy host probe -o rack7.toml
+      # For guests without a PMU (-cpu host,pmu=off) on a host with pointer authentication:
+      vmstate-proxy host probe -o rack7.toml --vcpu-features PSCI_0_2,PTRAUTH_ADDRESS,PTRAUTH_GENERIC
+    """
+    from proxy.probe import probe_host
+
+    features = None
+    if vcpu_features is not None:
+        try:
+            features = frozenset(Feature[name.strip().upper()] for name in vcpu_features.split(","))
+        except KeyError as error:
+            known = ", ".join(feature.name for feature in Feature)
+            raise ConfigError(f"--vcpu-features: there is no feature {error.args[0]}; there are {known}") from None
+    _write(probe_host(features), output)
+
+
+def _write(profile: HostProfile, output: str) -> None:
     with complete_file(output) as file:
         file.write(write_profile(profile).encode())
     click.echo(

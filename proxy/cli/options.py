@@ -11,7 +11,8 @@ import click
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.sysreg import MIDR_EL1
 from proxy.errors import ConfigError
-from proxy.host import HostProfile, load_profile
+from proxy.host import HostProfile
+from proxy.host_file import load_profile
 from proxy.judge import Judge
 from proxy.policy import DEFAULT_SWAP, NO_MIDR, Mode, Policy, invariant_register, load_policy, parse_midr
 

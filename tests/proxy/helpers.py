@@ -96,7 +96,7 @@ def value_at(stream: bytes, register: int, vcpu: int = 0) -> int:
     body = stream.rindex(header) + len(header)
     (count,) = struct.unpack_from(">I", stream, body + 568)
     ids = struct.unpack_from(f">{count}Q", stream, body + 572)
-    return body + 572 + 8 * count + 8 * ids.index(register)
+    return int(body + 572 + 8 * count + 8 * ids.index(register))
 
 
 def with_value(stream: bytes, register: int, value: int, vcpu: int = 0) -> bytes:

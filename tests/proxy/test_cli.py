@@ -244,8 +244,12 @@ def test_a_reader_that_goes_away_is_no_traceback(args: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["rewrite", "-", "-", *ALLOWED], ["inspect", "-"], ["host", "learn", "-", "-o", "-"]]
-    + [["rewrite", "-", "/dev/null", *ALLOWED, "--report", "-"]],
+    [
+        ["rewrite", "-", "-", *ALLOWED],
+        ["inspect", "-"],
+        ["host", "learn", "-", "-o", "-"],
+        ["rewrite", "-", "/dev/null", *ALLOWED, "--report", "-"],
+    ],
     ids=" ".join,
 )
 def test_a_full_disk_under_standard_output_is_one_line(args: list[str]) -> None:
@@ -348,7 +352,7 @@ BROKEN = {
     "foreign": (b"\x7fELF" + bytes(1000), "not with 'QEVM'"),
     "libvirt": (b"LibvirtQemudSave" + bytes(1000), "a libvirt save file"),
     "empty": (b"", "the stream ends"),
-    "more": (capture(SMP2) + b"\0", ""),  # in one read it is taken for an unfinished vmdesc, in two for an excess
+    "more": (capture(SMP2) + b"\0", "follow the end"),
 }
 
 

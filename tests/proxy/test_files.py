@@ -111,12 +111,17 @@ def test_an_output_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]
 
 
+def write_and_fail(path: Path, error: BaseException) -> None:
+    with complete_file(str(path)) as file:
+        file.write(CONTENT)
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), ProxyError("x"), OSError(5, "x"), KeyboardInterrupt()])
 def test_a_failed_output_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "out"
-    with pytest.raises((type(error), ProxyError)), complete_file(str(path)) as file:
-        file.write(CONTENT)
-        raise error
+    with pytest.raises((type(error), ProxyError)):
+        write_and_fail(path, error)
     assert os.listdir(tmp_path) == []
 
 
@@ -124,9 +129,8 @@ def test_a_failed_output_keeps_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
     path.chmod(0o600)
-    with pytest.raises(ValueError, match="x"), complete_file(str(path)) as file:
-        file.write(CONTENT)
-        raise ValueError("x")
+    with pytest.raises(ValueError, match="x"):
+        write_and_fail(path, ValueError("x"))
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["out"]
     with complete_file(str(path)) as file:
@@ -161,6 +165,13 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
         file.write(b"after")
     assert link.is_symlink()
     assert target.read_bytes() == b"after"
+
+
+def test_links_that_lead_in_a_circle_are_no_output(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    with pytest.raises(ConfigError, match="one: "), complete_file(str(tmp_path / "one")):
+        pass
 
 
 def test_a_device_is_not_replaced() -> None:

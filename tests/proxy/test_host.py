@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from formats.sysreg import MIDR_EL1, Kind, describe, parse_register
 from proxy.errors import ConfigError, RefusedError
-from proxy.host import HostProfile, learn_profile, load_profile, write_profile
+from proxy.host import HostProfile, learn_profile, write_profile
+from proxy.host_file import load_profile
 from tests.proxy.helpers import NAMES, PSCI_VERSION, R0, R3, REVIDR_EL1, midr_only, profile, registers
 
 if TYPE_CHECKING:

@@ -89,7 +89,7 @@ def test_whitelist_words(text: str, midr: int | None) -> None:
 
 @pytest.mark.parametrize("text", ["", "any", "0x", "-1", "0", "0x100000000", "0x411fd07g", "*", "9" * 5000])
 def test_bad_whitelist_words(text: str) -> None:
-    with pytest.raises(ConfigError, match="^here: "):
+    with pytest.raises(ConfigError, match=r"^here: "):
         parse_midr(text, "here")
 
 
@@ -100,5 +100,5 @@ def test_invariant_registers_may_be_listed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["TTBR0_EL1", "KVM_REG_ARM_STD_BMAP", "CNTVCT_EL0", "0x6030000000140001"])
 def test_guest_state_and_firmware_may_not_be_listed(name: str) -> None:
-    with pytest.raises(ConfigError, match="^here: .*never swapped"):
+    with pytest.raises(ConfigError, match=r"^here: .*never swapped"):
         invariant_register(name, "here")

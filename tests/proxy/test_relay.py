@@ -90,7 +90,7 @@ async def service(
 
 
 async def finish(source: Socket, destination: Socket, stream: bytes = STREAM, done: int = 8) -> bytes:
-    """Take a migration, of whose stream the first bytes are sent, to its good end; return what came to the destination."""
+    """Take a migration, `done` bytes of which are sent, to its good end; return what came to the destination."""
     got = b""
 
     async def destine() -> None:
@@ -351,8 +351,10 @@ def command(
     with socket.create_server(("127.0.0.1", 0)) as back:
         back.settimeout(10)
         process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "run", "--listen", "tcp:127.0.0.1:0"]
-            + ["--connect", f"tcp:127.0.0.1:{back.getsockname()[1]}", "--midr", hex(R3), *options],
+            [
+                *(sys.executable, "-m", "proxy", "run", "--listen", "tcp:127.0.0.1:0", "--midr", hex(R3)),
+                *("--connect", f"tcp:127.0.0.1:{back.getsockname()[1]}", *options),
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

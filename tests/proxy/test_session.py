@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -486,22 +486,24 @@ async def test_a_peer_that_leaves_without_a_word_is_no_migration() -> None:
 
 
 async def test_a_header_may_come_byte_by_byte() -> None:
-    with trio.fail_after(10), await listen() as front, await listen() as back:
-        with await connect(front.getsockname()) as source:
-            accepted, _ = await front.accept()
-            config = SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry, Session(config, accepted))
-                for at in range(100):
-                    await send(source, STREAM[at : at + 1])
-                    await trio.sleep(0.001)
-                destination, _ = await back.accept()
-                await send(source, STREAM[100:])
-                with destination:
-                    assert await receive(destination, len(STREAM)) == EXPECTED
-                    await send(destination, SHUT_OK)
-                assert await rest(source) == (SHUT_OK, "end of file")
-                source.close()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(trio.fail_after(10))
+        front, back = stack.enter_context(await listen()), stack.enter_context(await listen())
+        source = stack.enter_context(await connect(front.getsockname()))
+        accepted, _ = await front.accept()
+        config = SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery.start_soon(carry, Session(config, accepted))
+        for at in range(100):
+            await send(source, STREAM[at : at + 1])
+            await trio.sleep(0.001)
+        destination, _ = await back.accept()
+        await send(source, STREAM[100:])
+        with destination:
+            assert await receive(destination, len(STREAM)) == EXPECTED
+            await send(destination, SHUT_OK)
+        assert await rest(source) == (SHUT_OK, "end of file")
+        source.close()
 
 
 @pytest.mark.parametrize("said", [STREAM[:1000], STREAM], ids=["begun", "whole"])
@@ -540,19 +542,21 @@ async def test_a_destination_without_an_address_resets_the_source(
 
 
 async def test_a_stopped_session_resets_both() -> None:
-    with trio.fail_after(10), await listen() as front, await listen() as back:
-        with await connect(front.getsockname()) as source:
-            accepted, _ = await front.accept()
-            session = Session(SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0)), accepted)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry, session)
-                await send(source, STREAM)
-                destination, _ = await back.accept()
-                assert await receive(destination, len(STREAM)) == EXPECTED
-                nursery.cancel_scope.cancel()
-            with destination:
-                assert (await rest(destination))[1] == "reset"
-            assert (await rest(source))[1] == "reset"
+    async with AsyncExitStack() as stack:
+        stack.enter_context(trio.fail_after(10))
+        front, back = stack.enter_context(await listen()), stack.enter_context(await listen())
+        source = stack.enter_context(await connect(front.getsockname()))
+        accepted, _ = await front.accept()
+        session = Session(SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0)), accepted)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(carry, session)
+            await send(source, STREAM)
+            destination, _ = await back.accept()
+            assert await receive(destination, len(STREAM)) == EXPECTED
+            nursery.cancel_scope.cancel()
+        with destination:
+            assert (await rest(destination))[1] == "reset"
+        assert (await rest(source))[1] == "reset"
     assert (session.report.outcome, session.report.reason) == (Outcome.FAILED, "the proxy was stopped")
 
 

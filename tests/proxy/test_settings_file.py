@@ -84,5 +84,5 @@ def test_register_value(text: str, value: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "0x", "1.0", "-1", "0x10000000000000000", "ff", "010", "9" * 5000])
 def test_no_register_value(text: str) -> None:
-    with pytest.raises(ConfigError, match="^f: k: "):
+    with pytest.raises(ConfigError, match=r"^f: k: "):
         register_value(text, "f: k")
