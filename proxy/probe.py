@@ -44,7 +44,7 @@ def timer_frequency() -> int | None:
     """Return CNTFRQ_EL0 in Hz; None where no code can be mapped."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     # Through a file, so that the kernel cleans the caches when it maps what was written for execution.
     descriptor = os.memfd_create("cntfrq")
     try:

@@ -269,7 +269,11 @@ def test_an_empty_setup_list() -> None:
 def test_one_reader_serves_all_sections_of_an_id() -> None:
     reader = RamReader()
     offset = 0
-    for body in (ram_setup({"a": 0x5000}) + RAM_EOS, ram_page(0, bytes(4096), "a") + ram_zero(0) * 99 + RAM_EOS, RAM_EOS):
+    for body in (
+        ram_setup({"a": 0x5000}) + RAM_EOS,
+        ram_page(0, bytes(4096), "a") + ram_zero(0) * 99 + RAM_EOS,
+        RAM_EOS,
+    ):
         for at, piece in enumerate(cut(body, range(0, len(body), 11))):
             length, ended = reader.read(memoryview(piece), offset)
             offset += length

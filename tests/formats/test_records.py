@@ -25,9 +25,7 @@ RECORDS = [
     pytest.param(records.SECTION_REFERENCE, footer(258), {"type": 0x7E, "section_id": 258}, id="footer"),
     pytest.param(records.COMMAND, command(2, be32(9)), {"command": 2, "payload": be32(9)}, id="command"),
     pytest.param(records.COMMAND, command(1), {"command": 1, "payload": b""}, id="empty command"),
-    pytest.param(
-        records.COMMAND, command(7, b"\x08" * 0xFFFF), {"payload": b"\x08" * 0xFFFF}, id="longest command"
-    ),
+    pytest.param(records.COMMAND, command(7, b"\x08" * 0xFFFF), {"payload": b"\x08" * 0xFFFF}, id="longest command"),
     pytest.param(
         records.CONFIGURATION, configuration("virt-7.2", page_bits=None), {"machine": b"virt-7.2"}, id="configuration"
     ),

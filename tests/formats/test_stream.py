@@ -388,7 +388,9 @@ def test_refused_by_name(before: bytes, refused: bytes, kind: type[FormatError],
     assert len(before) <= error.offset <= len(before) + len(refused)
 
 
-@pytest.mark.parametrize("name", ["packaged", "postcopy advise", "COLO", "mapped-ram", "unknown iterable section", "no footer"])
+@pytest.mark.parametrize(
+    "name", ["packaged", "postcopy advise", "COLO", "mapped-ram", "unknown iterable section", "no footer"]
+)
 def test_a_refusal_says_the_way_out(name: str) -> None:
     before, refused, _, _ = REFUSED[name]
     assert error_of(before + refused + bytes(40), 1 << 20).advice
@@ -454,7 +456,9 @@ def test_a_recorded_stream_truncated(name: str) -> None:
     complete = len(recorded(name).bare())
     chance = random.Random(name)
     edges = [event.offset for event in seen_whole(stream)] + [complete]
-    ends = {edge + by for edge in edges[-8:] for by in range(-2, 7)} | {chance.randrange(len(stream)) for _ in range(30)}
+    ends = {edge + by for edge in edges[-8:] for by in range(-2, 7)} | {
+        chance.randrange(len(stream)) for _ in range(30)
+    }
     for end in sorted(ends - {complete}):
         if end >= len(stream):
             continue
