@@ -95,24 +95,36 @@ def complete_file(name: str) -> "Iterator[IO[bytes]]":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(name).resolve()
+    path = _destination(name)
     try:
         if path.exists() and not path.is_file():
-            with open(path, "wb") as file, _writing(name):
-                yield file
-            return
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            file, temporary = open(path, "wb"), None  # noqa: SIM115
+        else:
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            file = open(descriptor, "wb")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
     try:
         with _writing(name):
-            with open(descriptor, "wb") as file:
+            with file:
                 yield file
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.replace(temporary, path)
+                if temporary is not None:
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if temporary is not None:
+                os.replace(temporary, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _destination(name: str) -> Path:
+    """Follow links to the file that is to be written."""
+    try:
+        return Path(name).resolve()
+    except (OSError, RuntimeError) as error:
+        # A loop of links is a RuntimeError before Python 3.13.
+        raise ConfigError(f"{name}: {error}") from error
 
 
 @contextmanager
