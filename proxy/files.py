@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STDIO: Final = "-"
 
-_COMPRESSIONS: Final[dict[bytes, "Callable[[IO[bytes]], Any]"]] = {
+_COMPRESSIONS: Final[dict[bytes, "Callable[[io.FileIO], Any]"]] = {
     b"\xfd7zXZ\x00": lzma.LZMAFile,
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
     b"BZh": bz2.BZ2File,
@@ -27,9 +27,12 @@ _COMPRESSIONS: Final[dict[bytes, "Callable[[IO[bytes]], Any]"]] = {
 
 
 class StreamFile(io.RawIOBase):
-    """A captured stream that is read, with errors that name it."""
+    """A captured stream that is read, with errors that name it.
 
-    def __init__(self, name: str, file: IO[bytes]) -> None:
+    It is unbuffered below: a buffered reader would fill the whole of a buffer from a slow pipe, deaf to signals.
+    """
+
+    def __init__(self, name: str, file: Any) -> None:  # noqa: ANN401
         super().__init__()
         self._name = name
         self._file = file
@@ -45,7 +48,7 @@ class StreamFile(io.RawIOBase):
             ProxyError: It cannot be read on, or unpacked.
         """
         try:
-            length: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+            length: int = self._file.readinto(buffer)
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise ProxyError(f"{self._name}: {getattr(error, 'strerror', None) or error}") from error
         return length
@@ -59,25 +62,24 @@ def open_stream(name: str) -> "Iterator[StreamFile]":
         ConfigError: It cannot be opened.
     """
     if name == STDIO:
-        yield StreamFile(name, sys.stdin.buffer)
+        yield StreamFile(name, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
         return
     try:
-        file = open(name, "rb")  # noqa: SIM115
+        file = open(name, "rb", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
     with file:
         yield StreamFile(name, _unpacked(file))
 
 
-def _unpacked(file: IO[bytes]) -> IO[bytes]:
+def _unpacked(file: io.FileIO) -> Any:  # noqa: ANN401
     if not file.seekable():
         return file
     start = file.read(6)
     file.seek(0)
     for magic, unpack in _COMPRESSIONS.items():
         if start.startswith(magic):
-            unpacked: IO[bytes] = unpack(file)
-            return unpacked
+            return unpack(file)
     return file
 
 

@@ -104,11 +104,13 @@ class Rewriter:
         if self._refusal is not None:
             raise self._refusal
         out: list[Raw] = []
+        changes_passed_on = len(self.report.changes)
         try:
             while (event := self._parser.next_event()) is not NEED_DATA:
                 out.append(event.raw)
                 self._look_at(event)
         except (FormatError, RefusedError) as error:
+            del self.report.changes[changes_passed_on:]
             self._fail(error)
             if not self._keep_going:
                 self._refusal = error
@@ -158,7 +160,6 @@ class Rewriter:
     def _fail(self, error: FormatError | RefusedError) -> None:
         report = self.report
         report.reason = str(error)
-        report.changes.clear()
         if isinstance(error, FormatError):
             report.exit_code = exit_code_of(error)
         else:

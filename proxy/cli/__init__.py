@@ -1,6 +1,7 @@
 """The command line; each command has a file of its own, loaded when it is called."""
 
 import os
+import signal
 import sys
 
 import click
@@ -54,6 +55,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; errors become one line on standard error and an exit code."""
+    # As an exception, so that half-written files are removed; `run` has its own way to end while it runs.
+    signal.signal(signal.SIGTERM, _stop)
     try:
         exit_code = cli(standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -74,6 +77,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         exit_code = exit_code or _complain(f"standard output: {error.strerror}", ExitCode.FAILED)
     sys.exit(exit_code)
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _complain(line: str, exit_code: int) -> int:

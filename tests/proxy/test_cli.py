@@ -11,9 +11,11 @@ import json
 import lzma
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -620,3 +622,18 @@ def test_memory_does_not_grow_with_the_stream(command: list[str]) -> None:
         assert json.loads(out)["length"] == len(stream) + parts * len(part)
     else:
         assert f"{len(stream) + parts * len(part)} bytes in".encode() in err
+
+
+def test_a_rewrite_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "proxy", "rewrite", "-", str(tmp_path / "out"), *ALLOWED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(capture(SMP2)[:100_000])
+        process.stdin.flush()
+        deadline = time.monotonic() + 10
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert list(tmp_path.iterdir())
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
