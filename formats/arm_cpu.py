@@ -113,6 +113,8 @@ class RegisterList:
         return value
 
     def __setitem__(self, register_id: int, value: int) -> None:
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{value:#x} does not fit into 64 bits")
         _BE64.pack_into(self._buffer, self._offset(register_id), value)
 
     def get(self, register_id: int) -> int | None:
@@ -153,6 +155,18 @@ def cpregs_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
     return cpregs
 
 
+def quick_body_end(held: bytearray, body: int, end: int) -> int | None:
+    """Return what `body_end` would, at a cost that does not grow with the register list, which is not read to its end.
+
+    It serves to weigh section headers that a guest may have forged by the thousand.
+    """
+    if _RUN_OF_REGISTER_IDS.match(held, body + _FIRST_ID, end) is None:
+        return None
+    count: int = _BE32.unpack_from(held, body + _COUNT_OFFSET)[0]
+    cpregs: int = body + _FIRST_ID + 16 * count + _AFTER_SIZE
+    return _subsections_end(held, cpregs, end) if cpregs <= end else None
+
+
 def body_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
     """Return where a version 22 `cpu` body ends by its schema alone; None when it is no such body, or not to be told.
 
@@ -164,7 +178,11 @@ def body_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
         end: Where the buffer ends.
     """
     position = cpregs_end(held, body, end)
-    while position is not None and position + 2 <= end and held[position] == 0x05:
+    return None if position is None else _subsections_end(held, position, end)
+
+
+def _subsections_end(held: bytearray | memoryview, position: int, end: int) -> int | None:
+    while position + 2 <= end and held[position] == 0x05:
         name_end = position + 2 + held[position + 1]
         size = _SUBSECTION_SIZES.get(bytes(held[position + 2 : name_end]))
         if size is None:
@@ -182,14 +200,11 @@ def is_arm64(held: bytearray, body: int, end: int, layout: "Layout | None") -> b
         held: The buffer.
         body: Where the section's body begins in it.
         end: Where it ends.
-        layout: What the vmdesc says of it, if there is one; it names the cpreg arrays or not. Without it, a long run of
-            KVM register ids tells.
+        layout: What the vmdesc says of it, if there is one. It names the cpreg arrays, or a long run of KVM register
+            ids in the body tells.
     """
-    if layout is not None:
-        return layout.field("cpreg_vmstate_indexes") is not None or any(
-            field.name.startswith("cpreg_vmstate") for field in layout.fields
-        )
-    return _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
+    named = layout is not None and any(field.name.startswith("cpreg_vmstate") for field in layout.fields)
+    return named or _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
 
 
 def open_registers(

@@ -8,7 +8,8 @@ one, nothing is located. Where there is a vmdesc, every header, subsection heade
 
 import re
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from formats import arm_cpu
@@ -30,6 +31,9 @@ ITERABLE: Final = frozenset({RamReader.idstr, DirtyBitmapReader.idstr, BlockRead
 _LONGEST_HEADER: Final = 1 + 4 + 1 + 255 + 4 + 4
 _MOST_CUTS: Final = 1 << 16
 """More places than this where a section might begin are not weighed: a virt machine has some twenty sections."""
+
+_MOST_STARTS: Final = 64
+"""More places than this where an iterable section might start, before one fits, are not weighed."""
 
 _CUT: Final = re.compile(rb"\x7e(?=.{4}[\x00\x01\x04])", re.DOTALL)
 _NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vmdesc=off)"
@@ -68,6 +72,21 @@ class DeviceSection:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlySection:
+    """A section before the iterable ones, kept until the vmdesc can be asked whether footers located it rightly.
+
+    Attributes:
+        section: Its bounds, counted from the start of `held`.
+        held: The device state that it is in.
+        offset: Where that began in the stream.
+    """
+
+    section: DeviceSection
+    held: bytearray
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Header:
     """A section header that stands, or seems to stand, at `start`."""
 
@@ -93,7 +112,7 @@ class _Header:
 
 
 def locate_by_vmdesc(
-    held: bytearray, end: int, vmdesc: "Vmdesc", early: "Sequence[DeviceSection]", base: int
+    held: bytearray, end: int, vmdesc: "Vmdesc", early: "Sequence[EarlySection]", base: int
 ) -> list[DeviceSection]:
     """Locate the sections as the vmdesc describes them.
 
@@ -107,18 +126,7 @@ def locate_by_vmdesc(
     Raises:
         UnlocatableSectionError: The vmdesc and the bytes disagree.
     """
-    for section, device in zip(early, vmdesc.devices, strict=False):
-        if (section.name, section.instance_id, section.body_end - section.body) != (
-            device.name,
-            device.instance_id,
-            device.layout.size,
-        ):
-            raise UnlocatableSectionError(
-                f"footers and vmdesc disagree on it: the vmdesc has {device.name!r} instance {device.instance_id} with "
-                f"{device.layout.size} bytes",
-                offset=base,
-                section=section.label,
-            )
+    _check_early(early, vmdesc)
     sections: list[DeviceSection] = []
     position = 0
     for device in vmdesc.devices[len(early) :]:
@@ -143,6 +151,23 @@ def locate_by_vmdesc(
     return sections
 
 
+def _check_early(early: "Sequence[EarlySection]", vmdesc: "Vmdesc") -> None:
+    """Compare the sections that footers alone located with the vmdesc, which describes them first."""
+    for one, device in zip_longest(early, vmdesc.devices[: len(early)]):
+        section = one.section
+        problem = None
+        if device is None or (section.name, section.instance_id) != (device.name, device.instance_id):
+            problem = section.start, "the vmdesc does not have it here"
+        elif section.body_end - section.body != device.layout.size:
+            size = section.body_end - section.body
+            problem = section.start, f"footers give it {size} bytes, the vmdesc {device.layout.size}"
+        else:
+            problem = _disagreement(one.held, len(one.held), replace(section, layout=device.layout))
+        if problem is not None:
+            where, message = problem
+            raise UnlocatableSectionError(message, offset=one.offset + where, section=section.label)
+
+
 def locate_by_footers(held: bytearray, end: int | None, base: int) -> list[DeviceSection] | None:
     """Locate the sections by their footers and, where they are arm64 processors, by their schema.
 
@@ -162,26 +187,26 @@ def locate_by_footers(held: bytearray, end: int | None, base: int) -> list[Devic
     if first is None:
         return None
     headers = [first]
-    ends: list[int] = []
+    tried = 0
     for match in _CUT.finditer(held):
         cut = match.end() + FOOTER_SIZE - 1
         header = _header_at(held, cut, len(held))
         if header is not None:
             headers.append(header)
-        elif cut == end if end is not None else _starts_iterable(held, cut):
-            ends.append(cut)
-        if len(headers) + len(ends) > _MOST_CUTS:
+        elif end is None and _starts_iterable(held, cut):
+            # What comes after the first that fits is RAM, which holds anything; the vmdesc will tell if it was wrong.
+            sections = _only_way(held, headers, cut, base)
+            tried += 1
+            if sections is not None:
+                return sections
+        if len(headers) > _MOST_CUTS or tried > _MOST_STARTS:
             raise _ambiguous("more footers than can be weighed", base)
-    return _only_way(held, headers, ends, base)
+    return None if end is None else _only_way(held, headers, end, base)
 
 
-def _only_way(held: bytearray, headers: "list[_Header]", ends: list[int], base: int) -> list[DeviceSection] | None:
-    """Count the ways from the first header to an end, from the back; `ways[n]` is how many lead on from cut n."""
-    cuts: list[tuple[int, _Header | None]] = sorted(
-        [(header.start, header) for header in headers] + [(end, None) for end in ends],
-        key=lambda cut: cut[0],
-        reverse=True,
-    )
+def _only_way(held: bytearray, headers: "list[_Header]", end: int, base: int) -> list[DeviceSection] | None:
+    """Count the ways from the first header to the end, from the back; `ways[n]` is how many lead on from cut n."""
+    cuts: list[tuple[int, _Header | None]] = [(end, None), *((header.start, header) for header in reversed(headers))]
     ways: dict[int, int] = {}
     following: dict[int, int] = {}
     ways_by_id: defaultdict[int, int] = defaultdict(int)
@@ -232,7 +257,7 @@ def _exact_end(held: bytearray, header: _Header) -> int | None:
     """Return where the section's body ends by its own schema; None when no schema tells."""
     if header.name != arm_cpu.IDSTR or header.version_id != arm_cpu.VERSION:
         return None
-    return arm_cpu.body_end(held, header.body, len(held))
+    return arm_cpu.quick_body_end(held, header.body, len(held))
 
 
 def _starts_iterable(held: bytearray, position: int) -> bool:

@@ -11,13 +11,13 @@ from formats.vmdesc import Vmdesc, parse_vmdesc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from formats.device_state import DeviceSection
+    from formats.device_state import DeviceSection, EarlySection
     from formats.events import Raw
 
 DEFAULT_DEVICE_STATE_LIMIT: Final = 64 << 20
 """Bytes; 64 vCPUs of 260 registers each and their devices have less than 1 MiB, a vCPU with SME 70 KiB more."""
 
-_VMDESC: Final = re.compile(rb"\x7e.{4}\x00(?=\x06(.{4})\{)", re.DOTALL)
+_VMDESC: Final = re.compile(rb"\x7e(?=.{4}\x00\x06(.{4})\{)", re.DOTALL)
 _VMDESC_HEAD: Final = 5 + 1 + 5 + 1
 """Bytes of a footer, the end of file, a vmdesc's header, and the JSON's first."""
 
@@ -66,18 +66,18 @@ class DeviceStateHold:
         then taken for the end, and the first byte after it breaks the migration, before the destination has its state.
         """
         for match in _VMDESC.finditer(self._held, max(0, self._searched - _VMDESC_HEAD)):
-            json_start = match.end() + 5
+            json_start = match.start() + 5 + 1 + 5
             self._json_start_by_end[json_start + int.from_bytes(match[1], "big")] = json_start
         self._searched = len(self._held)
         return len(self._held) in self._json_start_by_end
 
-    def locate_by_vmdesc(self, early: "Sequence[DeviceSection]", base: int) -> "tuple[list[DeviceSection], Vmdesc]":
+    def locate_by_vmdesc(self, early: "Sequence[EarlySection]", base: int) -> "tuple[list[DeviceSection], Vmdesc]":
         """Locate the sections by the vmdesc that `find_vmdesc` found; see `device_state.locate_by_vmdesc`."""
         json_start = self._json_start_by_end[len(self._held)]
         vmdesc = parse_vmdesc(bytes(self._held[json_start:]), base + json_start)
         return device_state.locate_by_vmdesc(self._held, json_start - 6, vmdesc, early, base), vmdesc
 
-    def bytes_past_the_end(self, early: "Sequence[DeviceSection]", base: int) -> int:
+    def bytes_past_the_end(self, early: "Sequence[EarlySection]", base: int) -> int:
         """Return how many held bytes follow a device state that is complete; 0 when it is not known to be."""
         for end, json_start in self._json_start_by_end.items():
             if end < len(self._held):
@@ -90,14 +90,14 @@ class DeviceStateHold:
                 return len(self._held) - end
         return 0
 
-    def locate_by_footers(self, early: "Sequence[DeviceSection]", base: int) -> "list[DeviceSection] | None":
+    def locate_by_footers(self, early: "Sequence[EarlySection]", base: int) -> "list[DeviceSection] | None":
         """Locate the sections of a state whose last byte is the end of file; see `device_state.locate_by_footers`."""
         sections = device_state.locate_by_footers(self._held, len(self._held) - 1, base)
         if sections is not None and early:
             raise UnlocatableSectionError(
                 "it stands before RAM, and there is no vmdesc to check its length by",
                 offset=base,
-                section=early[0].label,
+                section=early[0].section.label,
                 advice="let the source send its vmdesc (machine property suppress-vmdesc=off)",
             )
         return sections

@@ -8,7 +8,7 @@ Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 from typing import Final
 
 from formats.block import BlockReader
-from formats.device_state import DeviceSection, locate_by_vmdesc
+from formats.device_state import DeviceSection, EarlySection, locate_by_vmdesc
 from formats.dirty_bitmap import DirtyBitmapReader
 from formats.errors import (
     DeviceStateTooLargeError,
@@ -82,7 +82,7 @@ class StreamParser:
         self._readers: dict[int, IterableReader] = {}
         self._current: SectionBegin | None = None
 
-        self._early: list[DeviceSection] = []
+        self._early: list[EarlySection] = []
         self._hold = DeviceStateHold(device_state_limit)
         self._vmdesc_overdue = False
         self._located: DeviceState | None = None
@@ -384,14 +384,20 @@ class StreamParser:
 
     def _device_state(self) -> AnyEvent | NeedData:
         if len(self._data):
+            early = bool(self._unfinished) or not self._iterables
+            # RAM may follow early sections in the same chunk, and does not count against what may be held.
+            room = self._hold.limit - len(self._hold) if early else len(self._data)
+            self._hold.add(self._data[:room], self._offset)
+            self._data = self._data[room:]
+            sections = self._hold.locate_early(self._offset) if early else None
+            if sections is not None:
+                return self._early_device_state(sections)
             self._hold.add(self._data, self._offset)
             self._data = memoryview(b"")
             if self._hold.find_vmdesc():
                 sections, vmdesc = self._hold.locate_by_vmdesc(self._early, self._offset)
                 self._state = State.DONE
                 return self._release(sections, vmdesc)
-            if self._unfinished or not self._iterables:
-                return self._early_device_state()
         if self.awaiting_vmdesc and (self._vmdesc_overdue or self._source_ended):
             self._vmdesc_overdue = False
             located = self._hold.locate_by_footers(self._early, self._offset)
@@ -401,15 +407,13 @@ class StreamParser:
                 return self._located
         return NEED_DATA
 
-    def _early_device_state(self) -> DeviceState | NeedData:
+    def _early_device_state(self, sections: list[DeviceSection]) -> DeviceState:
         """Device sections before RAM, as virtio-mem sends: they end where an iterable section starts."""
-        sections = self._hold.locate_early(self._offset)
-        if sections is None:
-            return NEED_DATA
-        self._data = memoryview(self._hold.cut(sections[-1].end))
-        self._early += sections
+        self._data = memoryview(self._hold.cut(sections[-1].end) + bytes(self._data))
         self._state = State.RECORD
-        return self._release(sections, None, early=True)
+        state = self._release(sections, None, early=True)
+        self._early += [EarlySection(section, state.held, state.offset) for section in sections]
+        return state
 
     def _release(self, sections: list[DeviceSection], vmdesc: Vmdesc | None, *, early: bool = False) -> DeviceState:
         held = self._hold.release()

@@ -45,6 +45,8 @@ _LEAVES: Final[dict[str, "Construct[Any, Any]"]] = {
     "bool": Flag,
     "timer": Int64ub,
 }
+_LONGEST_NAME: Final = 255
+"""Characters of a name that has a length byte on the wire."""
 _DEEPEST: Final = 64
 """Levels of structs and subsections; QEMU's own nest no deeper than ten."""
 
@@ -219,7 +221,7 @@ def _field_schema(field: Field) -> "Construct[Any, Any]":
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.isascii():
+    if not isinstance(value, str) or not value.isascii() or len(value) > _LONGEST_NAME:
         raise ValueError(f"{value!r} is no name")
     return value
 
