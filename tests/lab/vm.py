@@ -8,7 +8,7 @@ import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -56,12 +56,45 @@ class MigrationOutcome:
     error: str = ""
 
 
-class Vm:
-    """One running QEMU. Get it from `running_vm`."""
+class VmProcess(Protocol):
+    """A QEMU process, on this machine or in an emulated host, and what it writes."""
 
-    def __init__(self, name: str, directory: Path, process: Process, qmp: QmpClient) -> None:
-        self.name = name
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    def send_signal(self, number: signal.Signals) -> None: ...
+
+    def stderr_text(self) -> str: ...
+
+    def serial_text(self) -> str: ...
+
+
+class LocalProcess(Process):
+    """A QEMU process on this machine; its output is in files."""
+
+    def __init__(self, command: Sequence[str], directory: Path, pass_fds: Sequence[int] = ()) -> None:
+        super().__init__(command, directory / "stderr", pass_fds)
         self._directory = directory
+
+    def stderr_text(self) -> str:
+        """What QEMU wrote on stderr so far."""
+        return (self._directory / "stderr").read_text(errors="replace")
+
+    def serial_text(self) -> str:
+        """What the guest wrote on its serial port so far."""
+        return (self._directory / "serial").read_text(errors="replace")
+
+
+class Vm:
+    """One running QEMU. Get it from `running_vm`, or from `tests.lab.host.Host.guest`."""
+
+    def __init__(self, name: str, process: VmProcess, qmp: QmpClient) -> None:
+        self.name = name
         self._process = process
         self._qmp = qmp
 
@@ -98,11 +131,11 @@ class Vm:
 
     def stderr_text(self) -> str:
         """What QEMU wrote on stderr so far."""
-        return (self._directory / "stderr").read_text(errors="replace")
+        return self._process.stderr_text()
 
     def serial_text(self) -> str:
         """What the guest wrote on its serial port so far."""
-        return (self._directory / "serial").read_text(errors="replace")
+        return self._process.serial_text()
 
     # -- the monitor -------------------------------------------------------------------------------------------------
 
@@ -160,6 +193,18 @@ class Vm:
                 await trio.sleep(_POLL)
         status = await self.status()
         raise LabTimeoutError(f"{self.name}: counter stood at {first} for {limit} s, status {status}")
+
+    async def wait_midr(self, value: int, limit: float = 10) -> None:
+        """Wait until the guest, which looks at each lap, has seen a processor id.
+
+        Raises:
+            LabTimeoutError: it saw another one for limit seconds.
+        """
+        with trio.move_on_after(limit):
+            while (seen := await self.midr()) != value:
+                await trio.sleep(_POLL)
+            return
+        raise LabTimeoutError(f"{self.name}: the guest reads MIDR_EL1 {seen:#x} instead of {value:#x}")
 
     # -- migration ---------------------------------------------------------------------------------------------------
 
@@ -258,6 +303,30 @@ async def running_vm(
         VmExitedError: QEMU refused its arguments.
     """
     program = find_qemu(binary)
+    arguments = vm_arguments(name, machine, cpu, accel, memory_mib, smp, incoming, paused=paused)
+    with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
+        directory = Path(folder)
+        arguments += ["-serial", f"file:{directory / 'serial'}"]
+        if guest is not None:
+            image = directory / "guest.bin"
+            image.write_bytes(guest)
+            arguments += loader_arguments(str(image))
+        async with _started(name, [program, *arguments, *extra], directory) as vm:
+            yield vm
+
+
+def vm_arguments(
+    name: str,
+    machine: str,
+    cpu: str | None,
+    accel: str,
+    memory_mib: int,
+    smp: int,
+    incoming: str | None,
+    *,
+    paused: bool,
+) -> list[str]:
+    """Return QEMU's arguments for what `running_vm` describes."""
     arguments = ["-name", name, "-machine", machine, "-accel", accel, "-smp", str(smp), "-m", f"{memory_mib}M"]
     arguments += ["-nodefaults", "-no-user-config", "-display", "none"]
     if cpu is not None:
@@ -266,15 +335,12 @@ async def running_vm(
         arguments += ["-incoming", incoming]
     if paused:
         arguments += ["-S"]
-    with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
-        directory = Path(folder)
-        arguments += ["-serial", f"file:{directory / 'serial'}"]
-        if guest is not None:
-            image = directory / "guest.bin"
-            image.write_bytes(guest)
-            arguments += ["-device", f"loader,file={image},addr={LOAD_ADDRESS:#x},cpu-num=0,force-raw=on"]
-        async with _started(name, [program, *arguments, *extra], directory) as vm:
-            yield vm
+    return arguments
+
+
+def loader_arguments(path: str) -> list[str]:
+    """Return QEMU's arguments that put a guest image in place and have vCPU 0 enter it."""
+    return ["-device", f"loader,file={path},addr={LOAD_ADDRESS:#x},cpu-num=0,force-raw=on"]
 
 
 @asynccontextmanager
@@ -284,10 +350,10 @@ async def _started(name: str, command: Sequence[str], directory: Path) -> AsyncI
     with ours:
         with theirs:
             monitor = ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
-            process = Process([*command, *monitor], directory / "stderr", [theirs.fileno()])
+            process = LocalProcess([*command, *monitor], directory, [theirs.fileno()])
         try:
             client = QmpClient(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
-            vm = Vm(name, directory, process, client)
+            vm = Vm(name, process, client)
             try:
                 with trio.fail_after(_START_TIMEOUT):
                     await client.negotiate()

@@ -1,0 +1,30 @@
+"""What the KVM tests share: profiles of hosts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.lab.proxy import vmstate_proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.lab.host import Host
+
+
+async def record(host: Host, *, smp: int = 1) -> bytes:
+    """Record the stream of a paused guest on a host's KVM."""
+    path = "/tmp/recorded.stream"
+    async with host.guest(name="recorded", smp=smp, paused=True) as vm:
+        await vm.migrate(f"exec:cat > {path}", return_path=False)
+        assert (await vm.wait_migration()).status == "completed"
+    return await host.get(path)
+
+
+async def learn(directory: Path, host: Host) -> str:
+    """Learn a host's profile from a paused guest on it, as an operator would, and return its path."""
+    stream, profile = directory / f"{host}.stream", directory / f"{host}.toml"
+    stream.write_bytes(await record(host))
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile))
+    assert code == 0, output
+    return str(profile)

@@ -1,0 +1,127 @@
+"""arm64 packages from the Debian mirror that this machine uses, without touching the machine's own apt state.
+
+ImageError (a LabError): what is missing, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.lab.qmp import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MIRROR_VARIABLE = "VMSTATE_PROXY_LAB_MIRROR"
+"""Environment variable: URL of a Debian mirror, for machines whose apt sources name none (Ubuntu)."""
+
+_KEYRINGS = tuple(Path("/usr/share/keyrings/debian-archive-keyring").with_suffix(end) for end in (".gpg", ".pgp"))
+_RELEASES = frozenset(
+    {"oldoldstable", "oldstable", "stable", "testing", "unstable"}
+    | {"bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
+)
+_TARGET_FORMAT = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+# The lists of hooks are cleared so that the machine's own hooks do not run; its proxies and certificates stay.
+_CONFIGURATION = """\
+#clear APT::Architectures;
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+APT::Architecture "arm64";
+APT::Architectures {{ "arm64"; }};
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Dir::State "{folder}/state";
+Dir::State::lists "{folder}/lists";
+Dir::State::status "{folder}/status";
+Dir::Cache "{folder}";
+Dir::Cache::archives "{folder}/archives";
+Dir::Etc::sourcelist "{folder}/lab.sources";
+Dir::Etc::sourceparts "-";
+Dir::Etc::preferences "-";
+Dir::Etc::preferencesparts "-";
+"""
+_SOURCES = """\
+Types: deb
+URIs: {mirror}
+Suites: {suite}
+Components: main
+Signed-By: {keyring}
+"""
+
+
+class ImageError(LabError):
+    """An image of an arm64 host cannot be built here."""
+
+
+def download_packages(suite: str, packages: Sequence[str], folder: Path) -> list[Path]:
+    """Download packages for arm64 with all that they depend on, and return the .deb files.
+
+    Args:
+        suite: Debian release, such as "trixie".
+        packages: their names.
+        folder: absolute; keeps what was downloaded for the next time.
+
+    Raises:
+        ImageError: a tool, a mirror, the network or a package is missing.
+    """
+    for tool in "apt-get", "dpkg-deb":
+        if shutil.which(tool) is None:
+            raise ImageError(
+                f"{tool} is not installed: host images are built from Debian packages, on Debian or Ubuntu"
+            )
+    keyring = next((path for path in _KEYRINGS if path.exists()), None)
+    if keyring is None:
+        raise ImageError(f"{_KEYRINGS[0]} is missing: apt-get install debian-archive-keyring")
+    archives = folder / "archives"
+    for path in archives / "partial", folder / "lists" / "partial", folder / "state":
+        path.mkdir(parents=True, exist_ok=True)
+    (folder / "status").write_bytes(b"")
+    (folder / "lab.sources").write_text(_SOURCES.format(mirror=_mirror(), suite=suite, keyring=keyring))
+    configuration = folder / "apt.conf"
+    configuration.write_text(_CONFIGURATION.format(folder=folder))
+    _apt(configuration, "update")
+    _apt(configuration, "autoclean")  # what is left in archives/ is what the mirror has today
+    _apt(configuration, "install", "--yes", "--download-only", *packages)
+    return sorted(archives.glob("*.deb"))
+
+
+def _mirror() -> str:
+    """Return the URL of the first Debian mirror among the machine's apt sources, of whatever release."""
+    if mirror := os.environ.get(MIRROR_VARIABLE):
+        return mirror
+    # apt's own reader of both formats of source files.
+    command = ["apt-get", "indextargets", "--format", _TARGET_FORMAT]
+    targets = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    for line in targets.splitlines():
+        address, _, rest = line.partition(" ")
+        release, _, component = rest.partition(" ")
+        # Other vendors name their suites after Debian's as well, but put another folder in the URL.
+        if component == "main" and release in _RELEASES and address.rstrip("/").endswith("/debian"):
+            return address
+    raise ImageError(f"no Debian mirror among this machine's apt sources; name one in {MIRROR_VARIABLE} (a URL)")
+
+
+def _apt(configuration: Path, *arguments: str) -> None:
+    command = ["apt-get", "-c", str(configuration), "--quiet", *arguments]
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    result = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if result.returncode:
+        words = [line for line in result.stdout.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+        told = "\n".join(words or result.stdout.splitlines()[-5:])
+        raise ImageError(f"apt-get {arguments[0]} failed; is the network there?\n{told}")
