@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format clean system
+.PHONY: help demo lab test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -13,7 +13,10 @@ help: ## list these commands
 demo: $(READY) ## show the main job: a guest that is refused directly moves through the proxy
 	$(BIN)/python -m tests.lab.demo
 
-test: check ## everything: lint, types, unit tests, and migrations between real QEMUs
+lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite bookworm --cpu cortex-a72" chooses
+	$(BIN)/python -m tests.lab.shell $(LAB)
+
+test: check ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint and types only

@@ -112,7 +112,7 @@ def _lines(profile: HostProfile) -> Iterator[str]:
     yield ""
     yield "# What describes the processor: KVM wants it back as it is."
     if profile.midr is not None:
-        yield f"# MIDR_EL1 is that of an {parse_midr_el1(profile.midr)}."
+        yield f"# The processor: {parse_midr_el1(profile.midr)}."
     yield from _table("registers", profile.values, sorted(profile.values.keys() - firmware))
     if firmware:
         yield ""
