@@ -76,7 +76,7 @@ _BE32: Final = PackedStruct(">I")
 _BE64: Final = PackedStruct(">Q")
 _FIRST_ID: Final = _COUNT_OFFSET + _BE32.size
 
-_RUN_OF_REGISTER_IDS: Final = re.compile(rb"(?:[\x40\x60][\x20-\x60].{6}){16,}", re.DOTALL)
+_RUN_OF_REGISTER_IDS: Final = re.compile(rb"(?:[\x40\x60][\x20-\x60].{6}){16}", re.DOTALL)
 """Sixteen KVM register ids in a row: KVM_REG_ARM or KVM_REG_ARM64 on top, then the size."""
 
 
@@ -193,18 +193,26 @@ def _subsections_end(held: bytearray | memoryview, position: int, end: int) -> i
     return position
 
 
-def is_arm64(held: bytearray, body: int, end: int, layout: "Layout | None") -> bool:
+def is_arm64(held: bytearray, body: int, end: int, layout: "Layout | None", version: int = VERSION) -> bool:
     """Tell whether a section named `cpu` is an arm64 one; x86, riscv and others use the name too.
 
     Args:
         held: The buffer.
         body: Where the section's body begins in it.
         end: Where it ends.
-        layout: What the vmdesc says of it, if there is one. It names the cpreg arrays, or a long run of KVM register
-            ids in the body tells.
+        layout: What the vmdesc says of it, if there is one. It names the cpreg arrays, or they stand where version 22
+            has them. Without it, a long run of KVM register ids tells.
+        version: The section's version id.
     """
-    named = layout is not None and any(field.name.startswith("cpreg_vmstate") for field in layout.fields)
-    return named or _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
+    if layout is None:
+        return _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
+    if any(field.name.startswith("cpreg_vmstate") for field in layout.fields):
+        return True
+    return (
+        version == VERSION
+        and _RUN_OF_REGISTER_IDS.match(held, body + _FIRST_ID, end) is not None
+        and cpregs_end(held, body, end) is not None
+    )
 
 
 def open_registers(

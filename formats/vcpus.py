@@ -30,5 +30,5 @@ def open_vcpus(state: "DeviceState") -> "list[RegisterList]":
         )
         for section in state.sections
         if section.name == arm_cpu.IDSTR
-        and arm_cpu.is_arm64(state.held, section.body, section.body_end, section.layout)
+        and arm_cpu.is_arm64(state.held, section.body, section.body_end, section.layout, section.version_id)
     ]

@@ -243,6 +243,18 @@ def test_a_stream_that_lies_is_caught_by_its_vmdesc() -> None:
                 device_state(bytes(broken))
 
 
+def test_a_vmdesc_that_cuts_the_cpu_at_a_later_footer() -> None:
+    """The vmdesc gives the `cpu` more bytes than its layout has, and they do end at a footer."""
+    parts = small()
+    index = parts.index("cpu")
+    cpu = parts.sections[index]
+    longer = replace(cpu, body=cpu.body + footer(cpu.section_id) + bytes(9))
+    vmdesc = parts.vmdesc()
+    vmdesc["devices"][index]["subsections"][0]["fields"].append({"name": "more", "type": "buffer", "size": 14})
+    with pytest.raises(UnlocatableSectionError, match="layout of version 22"):
+        by_vmdesc(parts.replaced(index, longer), vmdesc)
+
+
 # --- a hostile guest
 
 
@@ -412,10 +424,15 @@ def test_footers_that_overlap(section_id: int) -> None:
         assert bounds(by_vmdesc(parts)) == true_bounds(parts)
 
 
-def test_a_footer_cannot_stand_in_its_own_header() -> None:
-    """A header whose instance or version is spelled like its footer is not taken for a section without a body."""
-    header_like = Section(0x7E, "n", 0x7E, 0x7E7E7E7E, b"\x7e\0\0\0\x7e" * 2, {})
-    parts = Parts(b"", (header_like, *small_sections()))
+@pytest.mark.parametrize("body_bytes", range(5))
+def test_a_footer_cannot_stand_in_its_own_header(body_bytes: int) -> None:
+    """A header whose end is spelled like its footer, with a forged header right after: no section without a body."""
+    spelled = footer(1)
+    instance_and_version = (b"\0" * 8 + spelled[: 5 - body_bytes])[-8:]
+    body = spelled[5 - body_bytes :] + section_header(4, 1, "x") + bytes(9)
+    instance, version = int.from_bytes(instance_and_version[:4], "big"), int.from_bytes(instance_and_version[4:], "big")
+    parts = Parts(b"", (Section(1, "n", instance, version, body, {}), *small_sections()))
+    assert (parts.sections[0].header + body)[-len(body) - 5 + body_bytes :].startswith(spelled)
     assert bounds(by_footers(parts) or ()) == true_bounds(parts)
 
 

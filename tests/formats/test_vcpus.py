@@ -110,6 +110,13 @@ def test_a_broken_register_list_is_malformed(stream_of: Callable[[Parts], bytes]
         open_vcpus(state)
 
 
+def test_the_registers_of_an_x86_guest_do_not_make_it_arm64() -> None:
+    """A guest can write what looks like register ids into its vector registers; the vmdesc says what they are."""
+    vectors = b"".join(number.to_bytes(8, "big") for number in cpreg_ids(64))
+    section = buffer_section(4, "cpu", bytes(1200) + vectors + bytes(600), version=12)
+    assert open_vcpus(device_state(with_cpu(section).stream())) == []
+
+
 def test_only_sections_named_cpu_are_looked_into() -> None:
     parts = small()
     cpu = parts.sections[parts.index("cpu")]
