@@ -13,10 +13,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from formats import arm_cpu
-from formats.block import BlockReader
-from formats.dirty_bitmap import DirtyBitmapReader
 from formats.errors import UnlocatableSectionError
-from formats.ram import RamReader
+from formats.readers import ITERABLE
 from formats.records import SECTION_HEADER, RecordType, read
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from formats.vmdesc import Layout, Vmdesc
 
 FOOTER_SIZE: Final = 5
-ITERABLE: Final = frozenset({RamReader.idstr, DirtyBitmapReader.idstr, BlockReader.idstr})
-"""The iterable sections whose records are known."""
-
 _LONGEST_HEADER: Final = 1 + 4 + 1 + 255 + 4 + 4
 _MOST_CUTS: Final = 1 << 16
 """More places than this where a section might begin are not weighed: a virt machine has some twenty sections."""

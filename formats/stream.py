@@ -5,11 +5,9 @@ Device sections are held until all of them are there, because only then can they
 Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from formats.block import BlockReader
 from formats.device_state import DeviceSection, EarlySection, locate_by_vmdesc
-from formats.dirty_bitmap import DirtyBitmapReader
 from formats.errors import (
     DeviceStateTooLargeError,
     ForeignStreamError,
@@ -35,8 +33,8 @@ from formats.events import (
 )
 from formats.grammar import ACCEPTS, State
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT, DeviceStateHold
-from formats.iterable import IterableReader
 from formats.ram import RamReader
+from formats.readers import reader_for
 from formats.records import (
     COMMAND,
     CONFIGURATION,
@@ -54,6 +52,9 @@ from formats.records import (
 )
 from formats.refusals import FOREIGNERS, REFUSED_CAPABILITIES, REFUSED_COMMANDS
 from formats.vmdesc import Vmdesc, parse_vmdesc
+
+if TYPE_CHECKING:
+    from formats.iterable import IterableReader
 
 _DEFAULT_PAGE_BITS: Final = 12
 
@@ -299,7 +300,7 @@ class StreamParser:
         header, size = found
         if header.section_id in self._iterables:
             raise MalformedStreamError(f"section {header.section_id} starts twice", offset=self._offset)
-        reader = self._reader_for(header.name)
+        reader = reader_for(header.name, self._page_bits, self._capabilities)
         if reader is None:
             raise UnlocatableSectionError(
                 "the records of this iterable section are not known, so its end cannot be told",
@@ -319,13 +320,6 @@ class StreamParser:
         self._iterables[header.section_id] = begin
         self._unfinished.add(header.section_id)
         return self._begin(begin)
-
-    def _reader_for(self, idstr: str) -> IterableReader | None:
-        if idstr == RamReader.idstr:
-            return RamReader(page_size=1 << self._page_bits, block_has_address="x-ignore-shared" in self._capabilities)
-        if idstr == DirtyBitmapReader.idstr:
-            return DirtyBitmapReader()
-        return BlockReader() if idstr == BlockReader.idstr else None
 
     def _section_part(self, record_type: RecordType) -> AnyEvent | NeedData:
         found = read(SECTION_REFERENCE, self._data, self._offset)

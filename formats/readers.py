@@ -1,0 +1,30 @@
+"""The iterable sections whose records are known, and the reader of each."""
+
+from typing import TYPE_CHECKING, Final
+
+from formats.block import BlockReader
+from formats.dirty_bitmap import DirtyBitmapReader
+from formats.ram import RamReader
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from formats.iterable import IterableReader
+
+ITERABLE: Final = frozenset({RamReader.idstr, DirtyBitmapReader.idstr, BlockReader.idstr})
+"""Their idstrs."""
+
+
+def reader_for(idstr: str, page_bits: int, capabilities: "Collection[str]") -> "IterableReader | None":
+    """Make the reader of an iterable section; None for one whose records are not known.
+
+    Args:
+        idstr: The section's idstr.
+        page_bits: Bits of a target page's size.
+        capabilities: The capabilities that the configuration named.
+    """
+    if idstr == RamReader.idstr:
+        return RamReader(page_size=1 << page_bits, block_has_address="x-ignore-shared" in capabilities)
+    if idstr == DirtyBitmapReader.idstr:
+        return DirtyBitmapReader()
+    return BlockReader() if idstr == BlockReader.idstr else None
