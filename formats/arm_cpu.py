@@ -4,7 +4,7 @@ Source: QEMU `target/arm/machine.c` (`vmstate_arm_cpu` and its subsections); the
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from struct import Struct as PackedStruct
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 IDSTR: Final = "cpu"
 VERSION: Final = 22
+CPREG_ARRAYS: Final = ("cpreg_vmstate_indexes", "cpreg_vmstate_values")
+"""The fields whose length is the number of registers."""
 
 _BEFORE_CPREGS: Final = Struct(
     "regs" / Array(16, Int32ub),
@@ -126,6 +128,17 @@ class RegisterList:
         """Yield (id, value) in the order of the wire."""
         values = PackedStruct(f">{len(self.ids)}Q").unpack_from(self._buffer, self._values)
         return zip(self.ids, values, strict=True)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where the count and the two arrays begin and end in the buffer."""
+        return self._values - 8 * len(self.ids) - _BE32.size, self._values + 8 * len(self.ids)
+
+    def without(self, removed: Collection[int]) -> bytes:
+        """Return the count and the two arrays as they are without some registers."""
+        kept = [(register_id, value) for register_id, value in self.items() if register_id not in removed]
+        ids, values = zip(*kept, strict=True) if kept else ((), ())
+        return _BE32.pack(len(kept)) + PackedStruct(f">{2 * len(kept)}Q").pack(*ids, *values)
 
     def _offset(self, register_id: int) -> int:
         return self._values + 8 * self._position_of[register_id]

@@ -7,7 +7,8 @@ import msgspec
 
 from proxy.errors import ConfigError
 from proxy.host import HostProfile
-from proxy.settings_file import load_toml, register_id, register_value
+from proxy.settings_file import load_toml
+from proxy.words import register_id, register_value
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

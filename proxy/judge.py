@@ -1,37 +1,65 @@
-"""Judging: policy, destination and the source's registers in, one verdict per register out."""
+"""Judging: policy, destination and the source's registers in, verdicts out."""
 
 import enum
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from formats.sysreg import MIDR_EL1, describe
+from formats.sysreg import MIDR_EL1, Kind, describe
+from proxy.acceptance import NO_SUCH_REGISTER, refused_by
+from proxy.harmless import harmless
 from proxy.policy import NO_MIDR, Mode, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from formats.arm_cpu import RegisterList
     from proxy.host import HostProfile
+
+
+class Registers(Protocol):
+    """One vCPU's registers: those of a stream (`formats.arm_cpu.RegisterList`), or of a host (`proxy.source`)."""
+
+    @property
+    def vcpu(self) -> int:
+        """The vCPU's index."""
+
+    def get(self, register_id: int, /) -> int | None:
+        """Return a register's value; None when there is none, or it is not known."""
+
+    def items(self) -> Iterable[tuple[int, int | None]]:
+        """Yield (id, value) in ascending order of the ids."""
+
+
+class Trial(Protocol):
+    """Something that can tell which registers the destination does not take; see `proxy.trial`."""
+
+    def refused(self, registers: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
+        """Tell which are refused, and why, by register id."""
 
 
 class Action(enum.Enum):
     """What becomes of a register."""
 
+    ACCEPT = "accept"
+    """It differs from the destination's own, which takes it as it is."""
     SWAP = "swap"
+    """It takes the destination's value."""
+    DROP = "drop"
+    """It is left out, for the destination does not have it."""
     REFUSE = "refuse"
+    """It ends the migration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of one register of one vCPU; registers that pass as they are have none.
+    """What becomes of one register of one vCPU; registers that are equal on both sides have none.
 
     Attributes:
         vcpu: The vCPU's index.
         register: The register's id.
-        action: Whether it is swapped, or the migration refused.
+        action: What becomes of it.
         old: The source's value; None when the stream does not hold the register.
         new: The destination's value; None when it has none, or it is not known.
-        rule: What allows the swap, or why it is refused and what would allow it.
+        rule: What allows a swap or drop, or why it is refused and what would allow it.
+        why: Why the destination does not take the register as it is; empty when it does.
     """
 
     vcpu: int
@@ -40,6 +68,7 @@ class Verdict:
     old: int | None
     new: int | None
     rule: str
+    why: str = ""
 
     @property
     def name(self) -> str:
@@ -54,38 +83,51 @@ class Judge:
     Attributes:
         policy: What the operator vouches for.
         host: The destination; None when nothing is known of it, which only observing may be content with.
+        trial: The destination's own kernel; None to tell from `host` what it takes.
     """
 
     policy: Policy
     host: "HostProfile | None"
+    trial: Trial | None = None
 
-    def judge(self, registers: "RegisterList") -> "Iterator[Verdict]":
-        """Yield the verdicts on one vCPU, refusals and swaps, in the order of the register ids."""
+    def refused(self, registers: Iterable[tuple[int, int | None]]) -> dict[int, str]:
+        """Tell which registers of a vCPU the destination does not take as they are, and why, by id."""
+        if self.trial is not None:
+            return self.trial.refused(registers)
+        return {} if self.host is None else refused_by(self.host, registers)
+
+    def judge(self, registers: Registers) -> list[Verdict]:
+        """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""
         if self.host is None:
-            return
-        refusal = self._processor(registers, self.host)
-        if refusal is not None:
-            yield refusal
-        for register, value in registers.items():
-            if self.host.lacks(register):
-                yield Verdict(
-                    registers.vcpu,
-                    register,
-                    Action.REFUSE,
-                    value,
-                    None,
-                    "the destination has no such register, and its QEMU would not load the list; use a source kernel "
-                    "or vCPU features with the same registers",
-                )
-                continue
-            wanted = self.host.values.get(register)
-            if wanted is None or wanted == value or not describe(register).invariant:
-                continue
-            if register == MIDR_EL1 and refusal is not None:
-                continue
-            yield self._difference(registers.vcpu, register, value, wanted)
+            return []
+        refused = self.refused(registers.items())
+        verdicts = list(self._verdicts(registers, self.host, refused))
+        if self.trial is not None and all(verdict.action is not Action.REFUSE for verdict in verdicts):
+            verdicts += self._still_refused(registers, verdicts)
+        return verdicts
 
-    def _processor(self, registers: "RegisterList", host: "HostProfile") -> Verdict | None:
+    def _verdicts(self, registers: Registers, host: "HostProfile", refused: dict[int, str]) -> Iterator[Verdict]:
+        processor = self._processor(registers, host)
+        if processor is not None:
+            yield processor
+        for register, value in registers.items():
+            why = refused.get(register)
+            own = host.values.get(register)
+            if register == MIDR_EL1 and processor is not None:
+                continue
+            if why == NO_SUCH_REGISTER:
+                yield self._missing(registers, register, value)
+            elif own is None or value is None or own == value:
+                if why is not None:
+                    yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, _NO_WAY, why)
+            elif describe(register).invariant and (why is not None or self.policy.mode is Mode.BLIND):
+                yield self._difference(registers.vcpu, register, value, own, why or "")
+            elif why is not None:
+                yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, _rule_for(register), why)
+            else:
+                yield Verdict(registers.vcpu, register, Action.ACCEPT, value, own, "the destination takes it")
+
+    def _processor(self, registers: Registers, host: "HostProfile") -> Verdict | None:
         """Refuse a source processor that is neither the destination's own nor whitelisted."""
         midr = registers.get(MIDR_EL1)
         if midr == host.midr or midr in self.policy.whitelist:
@@ -103,9 +145,34 @@ class Judge:
             f'--allow-midr {word}, or whitelist.midr = ["{word}"] in the policy',
         )
 
-    def _difference(self, vcpu: int, register: int, old: int, new: int) -> Verdict:
+    def _missing(self, registers: Registers, register: int, value: int | None) -> Verdict:
+        """Judge a register that the destination does not have: its QEMU would not load the list."""
+
+        def verdict(action: Action, rule: str) -> Verdict:
+            return Verdict(registers.vcpu, register, action, value, None, rule, NO_SUCH_REGISTER)
+
+        entry = harmless().get(register)
+        if entry is not None and self.policy.drop_harmless:
+            holds = entry.holds(registers.get)
+            if holds:
+                return verdict(Action.DROP, f"harmless: {entry.reason}")
+            if holds is None:
+                return verdict(Action.DROP, f"harmless if {entry.condition} then: {entry.reason}")
+        kind = describe(register).kind
+        if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
+            return verdict(Action.REFUSE, _FIRMWARE)
+        if register in self.policy.drop:
+            return verdict(Action.DROP, self.policy.drop[register])
+        name = describe(register).name
+        return verdict(
+            Action.REFUSE,
+            f"the destination's QEMU does not load a list with it; if the guest can do without, list it: "
+            f"--allow-drop {name}, or registers.drop in the policy; or use a source with the same kernel and features",
+        )
+
+    def _difference(self, vcpu: int, register: int, old: int, new: int, why: str) -> Verdict:
         if self.policy.mode is Mode.BLIND:
-            return Verdict(vcpu, register, Action.SWAP, old, new, "mode blind")
+            return Verdict(vcpu, register, Action.SWAP, old, new, "mode blind", why)
         listed = self.policy.swap.get(register)
         if listed is None:
             name = describe(register).name
@@ -117,7 +184,29 @@ class Judge:
                 new,
                 f"{old:#x} on the source and {new:#x} on the destination, and the policy does not list it; if the "
                 f"guest can do with that, list it: --allow-register {name}, or registers.swap in the policy",
+                why,
             )
         if register == MIDR_EL1 and old in self.policy.whitelist:
-            return Verdict(vcpu, register, Action.SWAP, old, new, f"{self.policy.whitelist[old]} {old:#x}")
-        return Verdict(vcpu, register, Action.SWAP, old, new, listed)
+            listed = f"{self.policy.whitelist[old]} {old:#x}"
+        return Verdict(vcpu, register, Action.SWAP, old, new, listed, why)
+
+    def _still_refused(self, registers: Registers, verdicts: list[Verdict]) -> Iterator[Verdict]:
+        """Try what would go on; a kernel may refuse a register for the sake of another."""
+        changed = {verdict.register: verdict for verdict in verdicts if verdict.action in (Action.SWAP, Action.DROP)}
+        if not changed:
+            return
+        repaired = [
+            (register, changed[register].new if register in changed else value)
+            for register, value in registers.items()
+            if register not in changed or changed[register].action is Action.SWAP
+        ]
+        for register, why in self.refused(repaired).items():
+            yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _NO_WAY, why)
+
+
+_NO_WAY = "the destination does not take the guest's own state; no rule can change that"
+_FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"
+
+
+def _rule_for(register: int) -> str:
+    return _FIRMWARE if describe(register).kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP) else _NO_WAY

@@ -123,10 +123,6 @@ class ScratchVcpu:
             return error.errno or errno.EIO
         return 0
 
-    def refused(self, registers: Iterable[tuple[int, int]]) -> dict[int, int]:
-        """Write registers in their order, as QEMU would after a migration; return the errno of each refused one."""
-        return {register: code for register, value in registers if (code := self.set(register, value))}
-
     def writable_masks(self) -> dict[int, int] | None:
         """Return which bits of each register of the ID space may be written; None before Linux 6.7.
 

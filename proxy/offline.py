@@ -35,6 +35,7 @@ def rewrite(source: "Source", sink: IO[bytes], rewriter: "Rewriter", progress: "
     Raises:
         FormatError: The stream is broken, or cannot be read on safely.
         RefusedError: The policy does not let the guest pass.
+        KvmError: The destination's kernel cannot be asked.
         OSError: A file cannot be read or written.
     """
     for chunk in _chunks(source):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from formats.sysreg import format_id
 from proxy.errors import ExitCode
+from proxy.judge import Action
 
 if TYPE_CHECKING:
     from proxy.judge import Verdict
@@ -67,8 +68,8 @@ class Report:
             "vcpus": self.vcpus,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
-            "changes": [_change(verdict) for verdict in self.changes],
-            "would_change": [_change(verdict) for verdict in self.would_change],
+            "changes": [verdict_as_dict(verdict) for verdict in self.changes],
+            "would_change": [verdict_as_dict(verdict) for verdict in self.would_change],
         }
 
     def as_json(self) -> str:
@@ -88,17 +89,23 @@ class Report:
 
 
 def _count(changes: "list[Verdict]") -> str:
-    names = sorted({verdict.name for verdict in changes})
+    names = sorted({verdict.name for verdict in changes if verdict.action is not Action.DROP})
+    dropped = {verdict.register for verdict in changes if verdict.action is Action.DROP}
+    if dropped:
+        names.append(f"{len(dropped)} registers left out")
     vcpus = len({verdict.vcpu for verdict in changes})
     return f"{', '.join(names)} of {vcpus} vCPU{'' if vcpus == 1 else 's'}"
 
 
-def _change(verdict: "Verdict") -> dict[str, Any]:
+def verdict_as_dict(verdict: "Verdict") -> dict[str, Any]:
+    """Return a verdict as it goes into JSON; ids and values are hexadecimal strings."""
     return {
         "vcpu": verdict.vcpu,
+        "action": verdict.action.value,
         "register": verdict.name,
         "id": format_id(verdict.register),
         "from": None if verdict.old is None else f"{verdict.old:#x}",
         "to": None if verdict.new is None else f"{verdict.new:#x}",
         "rule": verdict.rule,
+        "why": verdict.why,
     }

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
-from formats.events import NEED_DATA, AnyEvent, Command, Configuration, DeviceState, FileHeader, Raw
+from formats.events import NEED_DATA, AnyEvent, Command, Configuration, DeviceState, FileHeader, LateVmdesc, Raw
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.removal import vmdesc_with_counts, without_registers
 from formats.stream import StreamParser
 from formats.vcpus import open_vcpus
-from proxy.errors import ExitCode, RefusedError, exit_code_of
+from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
 from proxy.judge import Action, Judge, Verdict
 from proxy.policy import Mode
 from proxy.report import Outcome, Report
@@ -58,7 +59,8 @@ class Rewriter:
         self._parser = StreamParser(device_state_limit=device_state_limit)
         self._given_up = False
         self._would_refuse: str | None = None
-        self._refusal: FormatError | RefusedError | None = None
+        self._refusal: FormatError | ProxyError | None = None
+        self._left: dict[int, int] = {}
 
     @property
     def complete(self) -> bool:
@@ -81,6 +83,7 @@ class Rewriter:
         Raises:
             FormatError: The stream is broken, or cannot be read on safely.
             RefusedError: The policy does not let the guest pass.
+            KvmError: The destination's kernel cannot be asked.
         """
         self.report.bytes_in += len(data)
         if self._given_up:
@@ -107,9 +110,9 @@ class Rewriter:
         changes_passed_on = len(self.report.changes)
         try:
             while (event := self._parser.next_event()) is not NEED_DATA:
-                out.append(event.raw)
-                self._look_at(event)
-        except (FormatError, RefusedError) as error:
+                out.append(event.raw)  # what an observer passes on when it cannot be judged
+                out[-1] = self._passed_on(event)
+        except (FormatError, ProxyError) as error:
             del self.report.changes[changes_passed_on:]
             self._fail(error)
             if not self._keep_going:
@@ -124,32 +127,42 @@ class Rewriter:
             self.report.reason = self._would_refuse
         return out
 
-    def _look_at(self, event: AnyEvent) -> None:
+    def _passed_on(self, event: AnyEvent) -> Raw:
+        """Return what goes on in an event's place."""
         if isinstance(event, FileHeader | Configuration | Command):
             if isinstance(event, Configuration):
                 self.report.machine = event.machine
-            return
+            return event.raw
         if self._require_return_path and not self._parser.return_path:
             self._require_return_path = False
             self._refuse(f"offset {event.offset:#x}: {NO_RETURN_PATH}")
         if isinstance(event, DeviceState):
-            self._judge_vcpus(event)
+            return self._judged(event)
+        if isinstance(event, LateVmdesc) and self._left:
+            return vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
+        return event.raw
 
-    def _judge_vcpus(self, state: DeviceState) -> None:
-        """Judge every vCPU, then change what is to be changed, in place."""
+    def _judged(self, state: DeviceState) -> Raw:
+        """Judge every vCPU, then change what is to be changed: values in place, registers that go in a copy."""
         vcpus = open_vcpus(state)
         self.report.vcpus += len(vcpus)
-        verdicts = [(registers, verdict) for registers in vcpus for verdict in self._judge.judge(registers)]
-        refusals = [verdict for _, verdict in verdicts if verdict.action is Action.REFUSE]
+        verdicts = {registers.vcpu: self._judge.judge(registers) for registers in vcpus}
+        every = [verdict for found in verdicts.values() for verdict in found]
+        refusals = [verdict for verdict in every if verdict.action is Action.REFUSE]
         if refusals:
             self._refuse(_refusal(refusals, state))
-        swaps = [(registers, verdict) for registers, verdict in verdicts if verdict.action is Action.SWAP]
+        changes = [verdict for verdict in every if verdict.action in (Action.SWAP, Action.DROP)]
         if self._observing:
-            self.report.would_change += [verdict for _, verdict in swaps]
-            return
-        for registers, verdict in swaps:
-            _swap(registers, verdict)
-            self.report.changes.append(verdict)
+            self.report.would_change += changes
+            return state.raw
+        self.report.changes += changes
+        removed = []
+        for registers in vcpus:
+            dropped = _apply(registers, verdicts[registers.vcpu])
+            if dropped:
+                removed.append((registers, dropped))
+                self._left[registers.vcpu] = len(registers) - len(dropped)
+        return without_registers(state, removed, self._left) if self._left else state.raw
 
     def _refuse(self, reason: str) -> None:
         if not self._observing:
@@ -157,7 +170,7 @@ class Rewriter:
         if self._would_refuse is None:
             self._would_refuse = f"would be refused: {reason}"
 
-    def _fail(self, error: FormatError | RefusedError) -> None:
+    def _fail(self, error: FormatError | ProxyError) -> None:
         report = self.report
         report.reason = str(error)
         if isinstance(error, FormatError):
@@ -171,9 +184,16 @@ class Rewriter:
             report.reason = self._would_refuse
 
 
-def _swap(registers: "RegisterList", verdict: Verdict) -> None:
-    assert verdict.new is not None
-    registers[verdict.register] = verdict.new
+def _apply(registers: "RegisterList", verdicts: list[Verdict]) -> set[int]:
+    """Swap in place; return the ids of the registers that are to be left out."""
+    dropped = set()
+    for verdict in verdicts:
+        if verdict.action is Action.SWAP:
+            assert verdict.new is not None
+            registers[verdict.register] = verdict.new
+        elif verdict.action is Action.DROP:
+            dropped.add(verdict.register)
+    return dropped
 
 
 def _refusal(refusals: list[Verdict], state: DeviceState) -> str:

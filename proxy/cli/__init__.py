@@ -25,6 +25,7 @@ Exit codes:
     cls=LazyGroup,
     commands_in={
         "run": "proxy.cli.run",
+        "check": "proxy.cli.check",
         "rewrite": "proxy.cli.rewrite",
         "inspect": "proxy.cli.inspect",
         "host": "proxy.cli.host",

@@ -5,7 +5,8 @@ import os
 import click
 
 from formats.errors import FormatError
-from proxy.errors import ConfigError, exit_code_of
+from proxy.cli.options import vcpu_features_option
+from proxy.errors import exit_code_of
 from proxy.files import complete_file, open_stream
 from proxy.host import HostProfile, learn_profile, write_profile
 from proxy.kvm import Feature
@@ -52,13 +53,8 @@ def learn(*, source: str, output: str, description: str | None) -> None:
 
 @command.command("probe")
 @click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
-@click.option(
-    "--vcpu-features",
-    metavar="NAME,...",
-    help="What the scratch vCPU is created with; by default what QEMU's -cpu host takes of "
-    f"{', '.join(feature.name for feature in Feature)}.",
-)
-def probe(*, output: str, vcpu_features: str | None) -> None:
+@vcpu_features_option
+def probe(*, output: str, vcpu_features: frozenset[Feature] | None) -> None:
     """Make this host's profile by asking its KVM; arm64 only.
 
     A scratch VM with one vCPU is created, its registers are read, and it is thrown away; no guest is touched.
@@ -71,14 +67,7 @@ def probe(*, output: str, vcpu_features: str | None) -> None:
     """
     from proxy.probe import probe_host
 
-    features = None
-    if vcpu_features is not None:
-        try:
-            features = frozenset(Feature[name.strip().upper()] for name in vcpu_features.split(","))
-        except KeyError as error:
-            known = ", ".join(feature.name for feature in Feature)
-            raise ConfigError(f"--vcpu-features: there is no feature {error.args[0]}; there are {known}") from None
-    _write(probe_host(features), output)
+    _write(probe_host(vcpu_features), output)
 
 
 def _write(profile: HostProfile, output: str) -> None:

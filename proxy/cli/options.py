@@ -12,9 +12,10 @@ from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.sysreg import MIDR_EL1
 from proxy.errors import ConfigError
 from proxy.host import HostProfile
-from proxy.host_file import load_profile
 from proxy.judge import Judge
-from proxy.policy import DEFAULT_SWAP, NO_MIDR, Mode, Policy, invariant_register, load_policy, parse_midr
+from proxy.kvm import Feature
+from proxy.policy import DEFAULT_SWAP, NO_MIDR, Mode, Policy
+from proxy.words import droppable_register, invariant_register, parse_midr
 
 _MODES = [mode.value for mode in Mode]
 
@@ -44,11 +45,31 @@ device_state_limit_option = click.option(
 """Gives a command `device_state_limit`, in bytes."""
 
 
+def _features(_context: click.Context, _option: click.Parameter, names: str | None) -> frozenset[Feature] | None:
+    try:
+        return None if names is None else frozenset(Feature[name.strip().upper()] for name in names.split(","))
+    except KeyError as error:
+        known = ", ".join(feature.name for feature in Feature)
+        raise ConfigError(f"--vcpu-features: there is no feature {error.args[0]}; there are {known}") from None
+
+
+vcpu_features_option = click.option(
+    "--vcpu-features",
+    metavar="NAME,...",
+    callback=_features,
+    help="What the scratch vCPU that KVM is asked by is created with; by default what QEMU's -cpu host takes of "
+    f"{', '.join(feature.name for feature in Feature)}.",
+)
+"""Gives a command `vcpu_features`, a set of `Feature`, or None."""
+
+
 def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options; it gets them as the argument `options`, a `JudgeOptions`."""
 
     @click.option("--host", type=click.Path(path_type=Path), help="Profile of the destination (see 'host learn').")
     @click.option("--midr", metavar="ID", help="The destination's processor id, in place of a profile: 0x411fd073.")
+    @click.option("--kvm", is_flag=True, help="The destination is this host: ask its KVM what it takes (arm64 only).")
+    @vcpu_features_option
     @click.option("--policy", type=click.Path(path_type=Path), help="Policy file: whitelist, registers, mode.")
     @click.option(
         "--allow-midr",
@@ -63,6 +84,13 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Invariant registers that may take the destination's value. Without a policy file: MIDR_EL1.",
     )
     @click.option(
+        "--allow-drop",
+        metavar="NAME,...",
+        multiple=True,
+        help="Registers that may be left out where the destination does not have them, beside those known to be "
+        "harmless.",
+    )
+    @click.option(
         "--mode",
         type=click.Choice(_MODES),
         help="repair (default): change what differs and is listed. blind: give every invariant register the "
@@ -74,30 +102,57 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,  # noqa: ANN401
         host: Path | None,
         midr: str | None,
+        kvm: bool,
+        vcpu_features: frozenset[Feature] | None,
         policy: Path | None,
         allow_midr: tuple[str, ...],
         allow_register: tuple[str, ...],
+        allow_drop: tuple[str, ...],
         mode: str | None,
         device_state_limit: int,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        judge = Judge(_policy(policy, allow_midr, allow_register, mode), _destination(host, midr))
+        vouched = _policy(policy, allow_midr, allow_register, allow_drop, mode)
+        if kvm and (host or midr):
+            raise click.UsageError("--kvm asks this host; --host and --midr speak of another")
+        if vcpu_features is not None and not kvm:
+            raise click.UsageError("--vcpu-features says how to ask this host's KVM: give --kvm, too")
+        judge = _asking(vouched, vcpu_features) if kvm else Judge(vouched, _destination(host, midr))
         if judge.host is None and judge.policy.mode is not Mode.OBSERVE:
             raise click.UsageError(
-                "say what the destination is: --host PROFILE, or --midr ID; or only watch: --mode observe"
+                "say what the destination is: --host PROFILE, --midr ID, or --kvm for this host; or only watch: "
+                "--mode observe"
             )
         return command(*args, options=JudgeOptions(judge, device_state_limit), **kwargs)
 
     return wrapper
 
 
-def _policy(path: Path | None, midrs: tuple[str, ...], registers: tuple[str, ...], mode: str | None) -> Policy:
-    policy = Policy({}, dict(DEFAULT_SWAP)) if path is None else load_policy(path)
+def _asking(policy: Policy, features: frozenset[Feature] | None) -> Judge:
+    """Return a judge that asks this host's KVM."""
+    from proxy.probe import probe_host
+    from proxy.trial import KernelTrial
+
+    return Judge(policy, probe_host(features), KernelTrial(features))
+
+
+def _policy(
+    path: Path | None, midrs: tuple[str, ...], registers: tuple[str, ...], drops: tuple[str, ...], mode: str | None
+) -> Policy:
+    if path is None:
+        policy = Policy({}, dict(DEFAULT_SWAP))
+    else:
+        from proxy.policy_file import load_policy
+
+        policy = load_policy(path)
     whitelist = {parse_midr(text, "--allow-midr"): "--allow-midr" for text in _each(midrs)}
     swap = {invariant_register(name, "--allow-register"): "--allow-register" for name in _each(registers)}
-    return Policy(
+    drop = {droppable_register(name, "--allow-drop"): "--allow-drop" for name in _each(drops)}
+    return replace(
+        policy,
         whitelist=policy.whitelist | whitelist,
         swap=policy.swap | swap,
+        drop=policy.drop | drop,
         mode=policy.mode if mode is None else Mode(mode),
     )
 
@@ -108,6 +163,8 @@ def _destination(path: Path | None, midr: str | None) -> HostProfile | None:
         raise ConfigError(f"--midr: {midr!r} is no processor id; write it as 0x411fd073")
     if path is None:
         return None if value is None else HostProfile("--midr", {MIDR_EL1: value})
+    from proxy.host_file import load_profile
+
     profile = load_profile(path)
     if value is None or profile.midr == value:
         return profile

@@ -131,7 +131,11 @@ def test_firmware_and_guest_state_are_never_swapped(mode: Mode) -> None:
     swap = dict.fromkeys((PSCI_VERSION, STD_BMAP, SCTLR_EL1), "listed")
     host = replace(HOST, values=HOST.values | {SCTLR_EL1: 0})
     changed = SAME | {PSCI_VERSION: 2, STD_BMAP: 0}
-    assert verdicts(judge(host=host, mode=mode, swap=swap), changed) == []
+    assert verdicts(judge(host=host, mode=mode, swap=swap), changed) == [
+        (SCTLR_EL1, Action.ACCEPT, 0x30D00800, 0),
+        (PSCI_VERSION, Action.ACCEPT, 2, 0x10001),
+        (STD_BMAP, Action.ACCEPT, 0, 1),
+    ]
 
 
 @pytest.mark.parametrize("mode", Mode)

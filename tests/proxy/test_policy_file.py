@@ -8,7 +8,9 @@ import pytest
 
 from formats.sysreg import MIDR_EL1
 from proxy.errors import ConfigError
-from proxy.policy import DEFAULT_SWAP, Mode, Policy, invariant_register, load_policy, parse_midr
+from proxy.policy import DEFAULT_SWAP, Mode, Policy
+from proxy.policy_file import load_policy
+from proxy.words import invariant_register, parse_midr
 from tests.proxy.helpers import R0, REVIDR_EL1
 
 if TYPE_CHECKING:

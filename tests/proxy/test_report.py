@@ -39,11 +39,13 @@ def test_the_json() -> None:
         "changes": [
             {
                 "vcpu": 0,
+                "action": "swap",
                 "register": "MIDR_EL1",
                 "id": "0x603000000013c000",
                 "from": "0x411fd070",
                 "to": "0x411fd073",
                 "rule": "--allow-midr 0x411fd070",
+                "why": "",
             }
         ],
         "would_change": [],

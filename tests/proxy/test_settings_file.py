@@ -9,7 +9,8 @@ import pytest
 
 from formats.sysreg import MIDR_EL1
 from proxy.errors import ConfigError, ExitCode
-from proxy.settings_file import load_toml, register_id, register_value
+from proxy.settings_file import load_toml
+from proxy.words import register_id, register_value
 
 if TYPE_CHECKING:
     from pathlib import Path

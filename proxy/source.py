@@ -1,0 +1,60 @@
+"""What may come: the vCPUs of a captured stream, or one of a guest that starts on a host that has a profile."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from proxy.errors import ConfigError
+from proxy.files import STDIO, open_stream
+from proxy.offline import read_vcpus
+
+if TYPE_CHECKING:
+    from proxy.host import HostProfile
+    from proxy.judge import Registers
+
+_PROFILE_MARK: Final = b"schema_version"
+_HEAD: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HostRegisters:
+    """The registers of a vCPU that starts on a host: known where they belong to the host, not where to the guest."""
+
+    profile: "HostProfile"
+    vcpu: int = 0
+
+    def get(self, register_id: int, /) -> int | None:
+        """Return the host's value; None where it belongs to the guest."""
+        return self.profile.values.get(register_id)
+
+    def items(self) -> Iterator[tuple[int, int | None]]:
+        """Yield (id, value) in ascending order of the ids."""
+        for register in sorted(self.profile.values.keys() | (self.profile.others or frozenset())):
+            yield register, self.get(register)
+
+
+def read_source(name: str) -> "Sequence[Registers]":
+    """Return the vCPUs of a file that is a stream or a host profile; the latter has one.
+
+    Raises:
+        ConfigError: It cannot be opened, or is a broken profile, or one that lists no registers.
+        ProxyError: It cannot be read.
+        FormatError: It is no stream, or a broken one.
+    """
+    if name != STDIO and _is_profile(name):
+        from proxy.host_file import load_profile
+
+        profile = load_profile(Path(name))
+        if profile.others is None:
+            raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
+        return [HostRegisters(profile)]
+    with open_stream(name) as stream:
+        return read_vcpus(stream)
+
+
+def _is_profile(name: str) -> bool:
+    head = bytearray(_HEAD)
+    with open_stream(name) as file:
+        length = file.readinto(head)
+    return _PROFILE_MARK in head[:length]
