@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import platform
-import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import pytest
 
 from proxy.host_file import load_profile
 from tests.kvm.helpers import learn
+from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
 
 if TYPE_CHECKING:
     from tests.lab.host import Host
     from tests.lab.pool import Lab
 
-ROOT = Path(__file__).parents[2]
-
-
-def bundle() -> bytes:
-    """Pack what the probe needs beside Python itself: this project and click."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for folder in (ROOT / "proxy", ROOT / "formats", Path(click.__file__).parent):
-            archive.add(folder, folder.name, filter=lambda info: None if "__pycache__" in info.name else info)
-    return packed.getvalue()
-
 
 async def probe(host: Host, *options: str) -> bytes:
-    await host.put("/tmp/bundle.tar", bundle())
-    words = " ".join(options)
-    await host.run(
-        f"mkdir -p /tmp/probe && cd /tmp/probe && tar xf /tmp/bundle.tar && "
-        f"python3 -m proxy host probe -o /tmp/host.toml {words}",
-        limit=120,
-    )
-    return await host.get("/tmp/host.toml")
+    completed = await vmstate_proxy_in(host, "host", "probe", "-o", "-", *options)
+    return completed.output
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])

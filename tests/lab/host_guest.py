@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
 _BINARY = "qemu-system-aarch64"
-_OUTSIDE = "10.0.2.2"
+OUTSIDE = "10.0.2.2"
 """This machine's loopback, as seen from a host (QEMU's user networking)."""
 _LOOPBACK = re.compile(r"^tcp:(127\.0\.0\.1|localhost):")
 _START_TIMEOUT = 90.0
@@ -68,8 +68,7 @@ class HostGuest(Vm):
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         """Start a migration, as `Vm.migrate` does."""
-        uri = _LOOPBACK.sub(f"tcp:{_OUTSIDE}:", uri)
-        await super().migrate(uri, return_path=return_path, capabilities=capabilities, parameters=parameters)
+        await super().migrate(outside(uri), return_path=return_path, capabilities=capabilities, parameters=parameters)
 
     async def stop_forwards(self) -> None:
         """Close the ports that `incoming_port` opened."""
@@ -131,7 +130,7 @@ async def running_guest(
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        monitor = ["-chardev", f"socket,id=qmp,host={_OUTSIDE},port={port}", "-mon", "chardev=qmp,mode=control"]
+        monitor = ["-chardev", f"socket,id=qmp,host={OUTSIDE},port={port}", "-mon", "chardev=qmp,mode=control"]
         command = await stack.enter_async_context(
             running_command(host.agent_port, [_BINARY, *arguments, *monitor, *extra])
         )
@@ -171,6 +170,11 @@ async def _accept(listener: trio.socket.SocketType, process: _GuestProcess, name
     if process.returncode is not None:
         raise VmExitedError(name, process.returncode, process.stderr_text())
     raise LabError(f"{name}: QEMU did not start within {_START_TIMEOUT} s: {process.stderr_text()}")
+
+
+def outside(uri: str) -> str:
+    """Return how a host reaches an address on this machine's loopback."""
+    return _LOOPBACK.sub(f"tcp:{OUTSIDE}:", uri)
 
 
 def _listening(uri: str) -> str:

@@ -41,7 +41,7 @@ _PYTHON = re.compile(r"usr/lib/python3\.\d+/")
 # Big, and of no use in a host: what needs libraries of its own, what is for people, and what installs packages.
 _NOT_OF_PYTHON = re.compile(
     r"/(pydoc_data|idlelib|lib2to3|ensurepip|unittest|distutils|turtledemo|test|xmlrpc|tkinter|venv|_pyrepl)/"
-    r"|/(_ssl|_hashlib|_sqlite3|_curses\w*|_tkinter|_dbm|_gdbm|_codecs_\w+|readline)\."
+    r"|/(_hashlib|_sqlite3|_curses\w*|_tkinter|_dbm|_gdbm|_codecs_\w+|readline)\."
 )
 _MODULE = re.compile(r"usr/lib/modules/[^/]+/kernel/.*/([^/]+)\.ko(\.xz)?")
 _KERNEL = re.compile(r"boot/vmlinuz-\S+|usr/lib/modules/[^/]+/vmlinuz")

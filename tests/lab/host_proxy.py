@@ -1,0 +1,118 @@
+"""vmstate-proxy inside an emulated host, where it can ask the host's KVM."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import re
+import tarfile
+from contextlib import asynccontextmanager
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tests.lab.host_guest import outside
+from tests.lab.qmp import LabError
+from tests.lab.remote import RemoteCommand, running_command
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.lab.host import Host
+    from tests.lab.remote import CompletedCommand
+
+_ROOT = Path(__file__).parents[2]
+_FOLDER = "/tmp/vmstate-proxy"
+_DISTRIBUTIONS = ("click", "construct", "trio", "attrs", "sortedcontainers", "idna", "outcome", "sniffio")
+"""What `run --kvm` and `check --kvm` import beside the standard library; all of it is pure Python."""
+
+_PYTHON = ("sh", "-c", f'cd {_FOLDER} && exec python3 -m proxy "$@"', "vmstate-proxy")
+_LISTENING = re.compile(r"listening on tcp:\S+:(\d+), ")
+_COMMAND_LIMIT = 120.0
+_START_LIMIT = 90.0
+_POLL = 0.05
+
+
+async def vmstate_proxy_in(host: Host, *arguments: str, check: bool = True) -> CompletedCommand:
+    """Run a command of vmstate-proxy in a host to its end; `check` raises unless it ends with 0."""
+    await _install(host)
+    return await host.run([*_PYTHON, *arguments], check=check, limit=_COMMAND_LIMIT)
+
+
+class HostProxy:
+    """A `vmstate-proxy run` in a host. Get it from `running_proxy_in`."""
+
+    def __init__(self, command: RemoteCommand, uri: str) -> None:
+        self.uri = uri
+        self._command = command
+
+    def text(self) -> str:
+        """What the proxy wrote on standard error so far."""
+        return self._command.stderr.decode(errors="replace")
+
+    def reports(self) -> list[dict[str, Any]]:
+        """The reports written so far."""
+        return [json.loads(line) for line in self._command.stdout.splitlines()]
+
+    async def wait_exit(self, limit: float = 60) -> int:
+        """Wait until the proxy has ended and return its exit code."""
+        with trio.move_on_after(limit):
+            return await self._command.wait()
+        raise LabError(f"the proxy still runs after {limit} s: {self.text()}")
+
+
+@asynccontextmanager
+async def running_proxy_in(host: Host, destination: str, *options: str) -> AsyncIterator[HostProxy]:
+    """Run a proxy in a host for the length of an `async with`; `uri` is where it is reached from this machine.
+
+    Args:
+        host: the destination's host.
+        destination: the URI for --connect, as it is on this machine.
+        options: further options of `vmstate-proxy run`.
+    """
+    await _install(host)
+    run = ["run", "--listen", "tcp:0.0.0.0:0", "--connect", outside(destination), "--report", "-"]
+    async with running_command(host.agent_port, [*_PYTHON, *run, *options]) as command:
+        inner = await _listening(command)
+        port = await host.forward(inner)
+        try:
+            yield HostProxy(command, f"tcp:127.0.0.1:{port}")
+        finally:
+            with trio.move_on_after(_START_LIMIT, shield=True):
+                await host.stop_forward(port)
+
+
+async def _listening(command: RemoteCommand) -> int:
+    with trio.move_on_after(_START_LIMIT):
+        while command.returncode is None:
+            if match := _LISTENING.search(command.stderr.decode(errors="replace")):
+                return int(match[1])
+            await trio.sleep(_POLL)
+    raise LabError(f"the proxy does not listen: {command.stderr.decode(errors='replace')}")
+
+
+async def _install(host: Host) -> None:
+    if (await host.run(["test", "-d", _FOLDER], check=False)).returncode:
+        unpack = f"mkdir {_FOLDER}.new && cd {_FOLDER}.new && tar xf - && mv {_FOLDER}.new {_FOLDER}"
+        await host.run(unpack, stdin=_bundle())
+
+
+@functools.cache
+def _bundle() -> bytes:
+    """Pack this project and what it imports."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for package in ("proxy", "formats"):
+            _add(archive, _ROOT / package, package)
+        for name in _DISTRIBUTIONS:
+            for file in distribution(name).files or ():
+                if file.suffix == ".py" and not file.is_absolute() and ".." not in file.parts:
+                    archive.add(str(file.locate()), str(file))
+    return packed.getvalue()
+
+
+def _add(archive: tarfile.TarFile, folder: Path, name: str) -> None:
+    archive.add(folder, name, filter=lambda info: None if "__pycache__" in info.name else info)
