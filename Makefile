@@ -5,16 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo lab test check format clean system
+.PHONY: help demo lab matrix test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-demo: $(READY) ## show the main job: a guest that is refused directly moves through the proxy
-	$(BIN)/python -m tests.lab.demo
+demo: $(READY) ## show the main job on real arm64 KVM: a guest that is refused moves; DEMO=tcg is quicker
+	$(BIN)/python -m tests.lab.demo $(DEMO)
 
 lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite bookworm --cpu cortex-a72" chooses
 	$(BIN)/python -m tests.lab.shell $(LAB)
+
+matrix: $(READY) ## move a guest between every two lab hosts, and compare with what was predicted (15 minutes)
+	$(BIN)/python -m tests.lab.matrix
 
 test: check ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest

@@ -1,13 +1,17 @@
 """The main job, shown: a guest that the destination refuses moves through the proxy and counts on.
 
-Run it with `make demo`. Both QEMUs are real; they emulate (TCG) a cortex-a57 and a cortex-a72.
+Run it with `make demo`: on real arm64 KVM, in two emulated hosts whose processors differ in MIDR_EL1. `make demo
+DEMO=tcg` is the quick one, between two QEMUs that emulate a cortex-a57 and a cortex-a72.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from rich import box
@@ -15,34 +19,106 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from tests.lab.debian import ImageError
 from tests.lab.guest import counter_guest
+from tests.lab.host import A57_R1P0, A57_R1P3, running_host
+from tests.lab.images import SUITES, host_image
 from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qmp import LabError
-from tests.lab.vm import Vm, running_vm, wire_uri
+from tests.lab.vm import running_vm, wire_uri
 
-SOURCE_CPU, DESTINATION_CPU = "cortex-a57", "cortex-a72"
-REGISTERS = "ID_MMFR0_EL1,ID_MMFR0"
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from tests.lab.proxy import Proxy
+    from tests.lab.vm import Vm
+
+SUITE = "trixie"
+RECORDED = "/tmp/destination.stream"
+R1P0, R1P3 = 0x411FD070, 0x411FD073
 
 console = Console(highlight=False)
 
 
-async def main() -> None:
-    """Show it step by step; any step that goes otherwise ends the demo with exit code 1."""
+class Machine(Protocol):
+    """Where guests run: an emulated host (`tests.lab.host.Host`), or this machine (`Emulator`)."""
+
+    def guest(
+        self, *, name: str = ..., image: bytes | None = ..., incoming: str | None = ..., paused: bool = ...
+    ) -> AbstractAsyncContextManager[Vm]:
+        """Run a guest for the length of an `async with`."""
+
+    async def get(self, path: str) -> bytes:
+        """Read a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """This machine, whose QEMU emulates a processor."""
+
+    cpu: str
+
+    @asynccontextmanager
+    async def guest(
+        self, *, name: str = "guest", image: bytes | None = None, incoming: str | None = None, paused: bool = False
+    ) -> AsyncIterator[Vm]:
+        """Run a guest for the length of an `async with`."""
+        async with running_vm(name=name, cpu=self.cpu, guest=image, incoming=incoming, paused=paused) as vm:
+            yield vm
+
+    async def get(self, path: str) -> bytes:
+        """Read a file."""
+        return Path(path).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Two machines, what they are called, what the operator vouches for, and the MIDR_EL1 that guests read on KVM."""
+
+    here: Machine
+    there: Machine
+    source: str
+    destination: str
+    options: tuple[str, ...]
+    midrs: tuple[int, int] | None = None
+
+
+async def on_kvm() -> None:
+    """Show it on real arm64 KVM."""
+    step(f"Booting two emulated arm64 hosts with a real KVM ({SUITES[SUITE]}): {A57_R1P0} and {A57_R1P3}")
+    async with running_host(cpu=A57_R1P0, suite=SUITE) as here, running_host(cpu=A57_R1P3, suite=SUITE) as there:
+        options = ("--allow-midr", f"{R1P0:#x}")
+        names = f"a KVM host whose MIDR_EL1 is {R1P0:#x}", f"a KVM host whose MIDR_EL1 is {R1P3:#x}"
+        await show(Stage(here, there, *names, options, (R1P0, R1P3)))
+
+
+async def on_tcg() -> None:
+    """Show it between two QEMUs that emulate processors."""
+    options = ("--allow-midr", "none", "--allow-register", "ID_MMFR0_EL1,ID_MMFR0")
+    here, there = Emulator("cortex-a57"), Emulator("cortex-a72")
+    await show(Stage(here, there, f"-cpu {here.cpu}", f"-cpu {there.cpu}", options))
+
+
+async def show(stage: Stage) -> None:
+    """Show it step by step; any step that goes otherwise raises."""
     with tempfile.TemporaryDirectory(prefix="vmstate-demo-") as folder:
         profile = Path(folder) / "destination.toml"
-        async with running_vm(name="source", cpu=SOURCE_CPU, guest=counter_guest(touch_pages=2000)) as source:
+        async with stage.here.guest(name="source", image=counter_guest(touch_pages=2000)) as source:
             count = await source.wait_counter_moves()
-            step(f"A guest runs on -cpu {SOURCE_CPU}; its counter stands at {count:,}")
-            await refused_directly(source)
-            await learned(profile)
-            await through_the_proxy(source, profile)
+            step(f"A guest runs on {stage.source}; its counter stands at {count:,}")
+            if stage.midrs is not None:
+                await told_midr(source, stage.midrs[0])
+            await refused_directly(stage, source)
+            await learned(stage, profile)
+            await through_the_proxy(stage, source, profile)
 
 
-async def refused_directly(source: Vm) -> None:
-    """Migrate without a proxy, to see QEMU's own refusal."""
-    async with running_vm(name="destination", cpu=DESTINATION_CPU, incoming="tcp:127.0.0.1:0") as destination:
+async def refused_directly(stage: Stage, source: Vm) -> None:
+    """Migrate without a proxy, to see the destination's own refusal."""
+    async with stage.there.guest(name="destination", incoming="tcp:127.0.0.1:0") as destination:
         uri = wire_uri(await destination.incoming_port())
-        step(f"Migrating directly to -cpu {DESTINATION_CPU}: migrate {uri}")
+        step(f"Migrating directly to {stage.destination}: migrate {uri}")
         await source.migrate(uri)
         expect((await source.wait_migration()).status, "failed")
         await destination.wait_exit()
@@ -52,48 +128,60 @@ async def refused_directly(source: Vm) -> None:
         console.print(f"  The guest still runs on the source: {before:,} -> {after:,}\n")
 
 
-async def learned(profile: Path) -> None:
+async def learned(stage: Stage, profile: Path) -> None:
     """Learn what the destination's registers are, from a paused guest on it."""
+    recorded = RECORDED if not isinstance(stage.there, Emulator) else str(profile.with_name("recorded"))
     stream = profile.with_suffix(".stream")
-    async with running_vm(name="profile", cpu=DESTINATION_CPU, paused=True) as vm:
-        await vm.migrate(f"exec:cat > '{stream}'", return_path=False)
+    async with stage.there.guest(name="profile", paused=True) as vm:
+        await vm.migrate(f"exec:cat > '{recorded}'", return_path=False)
         expect((await vm.wait_migration()).status, "completed")
-    command = ("host", "learn", str(stream), "-o", str(profile))
+    stream.write_bytes(await stage.there.get(recorded))
     step(f"Learning the destination's registers: vmstate-proxy host learn {stream.name} -o {profile.name}")
-    code, output = await vmstate_proxy(*command)
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile))
     expect(code, 0, output)
 
 
-async def through_the_proxy(source: Vm, profile: Path) -> None:
+async def through_the_proxy(stage: Stage, source: Vm, profile: Path) -> None:
     """Migrate through the proxy, and show its report."""
-    async with running_vm(name="destination", cpu=DESTINATION_CPU, incoming="tcp:127.0.0.1:0") as destination:
+    async with stage.there.guest(name="destination", incoming="tcp:127.0.0.1:0") as destination:
         target = wire_uri(await destination.incoming_port())
-        options = ("--host", str(profile), "--allow-midr", "none", "--allow-register", REGISTERS, "--once")
-        async with running_proxy(target, *options) as proxy:
+        async with running_proxy(target, "--host", str(profile), *stage.options, "--once") as proxy:
             step(
                 f"Standing between: vmstate-proxy run --listen {proxy.uri} --connect {target} --host {profile.name} "
-                f"--allow-midr none --allow-register {REGISTERS} --once"
+                f"{' '.join(stage.options)} --once"
             )
             step(f"Migrating through it: migrate {proxy.uri}")
             await source.migrate(proxy.uri)
-            expect((await source.wait_migration()).status, "completed")
+            expect((await source.wait_migration()).status, "completed", proxy.text())
             left = await source.counter()
             arrived = await destination.wait_counter_moves()
-            expect(await proxy.wait_exit(), 0, proxy.text())
-            [report] = proxy.reports()
-        console.print(f"  The guest runs on the destination: {left:,} -> {arrived:,}\n")
-        if arrived <= left:
-            raise LabError("the counter did not go on")
-        expect(report["outcome"], "rewritten")
-        title = f"{report['outcome']}: {report['bytes_in']:,} bytes in, {report['bytes_out']:,} bytes out"
-        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-        for column in ("vCPU", "register", "id", "from", "to", "allowed by"):
-            table.add_column(column, no_wrap=True)
-        for change in report["changes"]:
-            table.add_row(
-                str(change["vcpu"]), change["register"], change["id"], change["from"], change["to"], change["rule"]
-            )
-        console.print(table)
+            console.print(f"  The guest runs on the destination: {left:,} -> {arrived:,}")
+            if arrived <= left:
+                raise LabError("the counter did not go on")
+            if stage.midrs is not None:
+                await told_midr(destination, stage.midrs[1])
+            await reported(proxy)
+
+
+async def told_midr(guest: Vm, midr: int) -> None:
+    """Show what the guest itself reads in MIDR_EL1."""
+    await guest.wait_midr(midr)
+    console.print(f"  The guest reads MIDR_EL1 as {midr:#x}")
+
+
+async def reported(proxy: Proxy) -> None:
+    """Show what the proxy says it did."""
+    expect(await proxy.wait_exit(), 0, proxy.text())
+    [report] = proxy.reports()
+    expect(report["outcome"], "rewritten")
+    console.print()
+    title = f"{report['outcome']}: {report['bytes_in']:,} bytes in, {report['bytes_out']:,} bytes out"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("vCPU", "register", "from", "to", "allowed by"):
+        table.add_column(column, no_wrap=True)
+    for change in report["changes"]:
+        table.add_row(str(change["vcpu"]), change["register"], change["from"], change["to"], change["rule"])
+    console.print(table)
 
 
 def step(text: str) -> None:
@@ -108,14 +196,21 @@ def expect(found: object, wanted: object, detail: str = "") -> None:
 
 
 def run() -> int:
-    """Run the demo and return its exit code."""
+    """Run the demo that was asked for and return its exit code."""
+    demo = on_tcg if sys.argv[1:] == ["tcg"] else on_kvm
+    if demo is on_kvm:
+        try:
+            host_image(SUITE, lambda line: step(line.capitalize()))
+        except ImageError as error:
+            console.print(f"[yellow]No arm64 hosts here ({error}); this is the demo without KVM:", soft_wrap=True)
+            demo = on_tcg
     failed = 0
     try:
-        trio.run(main)
+        trio.run(demo)
     except* LabError as group:
         failed = 1
-        for error in leaves(group):
-            console.print(f"[red]The demo failed: {error}", soft_wrap=True)
+        for leaf in leaves(group):
+            console.print(f"[red]The demo failed: {leaf}", soft_wrap=True)
     return failed
 
 
