@@ -31,7 +31,8 @@ _MOST_STARTS: Final = 64
 """More places than this where an iterable section might start, before one fits, are not weighed."""
 
 _CUT: Final = re.compile(rb"\x7e(?=.{4}[\x00\x01\x04])", re.DOTALL)
-_NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vmdesc=off)"
+NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vmdesc=off)"
+"""The way out where footers do not do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,5 +307,5 @@ def _ambiguous(message: str, base: int) -> UnlocatableSectionError:
     return UnlocatableSectionError(
         f"the device state cannot be cut into sections for certain: {message}, and there is no vmdesc",
         offset=base,
-        advice=_NO_VMDESC,
+        advice=NO_VMDESC,
     )

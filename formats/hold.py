@@ -98,7 +98,7 @@ class DeviceStateHold:
                 "it stands before RAM, and there is no vmdesc to check its length by",
                 offset=base,
                 section=early[0].section.label,
-                advice="let the source send its vmdesc (machine property suppress-vmdesc=off)",
+                advice=device_state.NO_VMDESC,
             )
         return sections
 

@@ -7,7 +7,7 @@ Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 
 from typing import TYPE_CHECKING, Final
 
-from formats.device_state import DeviceSection, EarlySection, locate_by_vmdesc
+from formats.device_state import NO_VMDESC, DeviceSection, EarlySection, locate_by_vmdesc
 from formats.errors import (
     DeviceStateTooLargeError,
     ForeignStreamError,
@@ -86,6 +86,7 @@ class StreamParser:
         self._early: list[EarlySection] = []
         self._hold = DeviceStateHold(device_state_limit)
         self._vmdesc_overdue = False
+        self._last_word = False
         self._located: DeviceState | None = None
 
     @property
@@ -126,9 +127,14 @@ class StreamParser:
         else:
             self._data = memoryview(data)
 
-    def vmdesc_overdue(self) -> None:
-        """Say that the vmdesc that is awaited does not come; the device state may then be located without it."""
+    def vmdesc_overdue(self, *, last_word: bool = False) -> None:
+        """Say that the vmdesc that is awaited does not come; the device state may then be located without it.
+
+        Args:
+            last_word: Whether nothing else comes either, so that what cannot be located now never will be.
+        """
         self._vmdesc_overdue = self.awaiting_vmdesc
+        self._last_word = last_word
 
     def next_event(self) -> AnyEvent | NeedData:
         """Return the next event.
@@ -399,6 +405,13 @@ class StreamParser:
                 self._state = State.AFTER_EOF
                 self._located = self._release(located, None)
                 return self._located
+            if self._last_word:
+                raise UnlocatableSectionError(
+                    "the source sends no more, and no footers cut what it sent into sections",
+                    offset=self._offset,
+                    section=self._section_label(),
+                    advice=NO_VMDESC,
+                )
         return NEED_DATA
 
     def _early_device_state(self, sections: list[DeviceSection]) -> DeviceState:

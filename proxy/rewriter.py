@@ -98,9 +98,13 @@ class Rewriter:
         self._parser.feed(b"")
         return self._events()
 
-    def vmdesc_overdue(self) -> list[Raw]:
-        """Say that the vmdesc does not come; return what may go on without it. Raises as `feed` does."""
-        self._parser.vmdesc_overdue()
+    def vmdesc_overdue(self, *, last_word: bool = False) -> list[Raw]:
+        """Say that the vmdesc does not come; return what may go on without it. Raises as `feed` does.
+
+        Args:
+            last_word: Whether nothing else is waited for either.
+        """
+        self._parser.vmdesc_overdue(last_word=last_word)
         return self._events()
 
     def _events(self) -> list[Raw]:
@@ -146,8 +150,9 @@ class Rewriter:
         """Judge every vCPU, then change what is to be changed: values in place, registers that go in a copy."""
         vcpus = open_vcpus(state)
         self.report.vcpus += len(vcpus)
-        verdicts = {registers.vcpu: self._judge.judge(registers) for registers in vcpus}
-        every = [verdict for found in verdicts.values() for verdict in found]
+        # Not by index: no vCPU's verdicts may hide behind those of one that claims the same.
+        judged = [(registers, self._judge.judge(registers)) for registers in vcpus]
+        every = [verdict for _, verdicts in judged for verdict in verdicts]
         refusals = [verdict for verdict in every if verdict.action is Action.REFUSE]
         if refusals:
             self._refuse(_refusal(refusals, state))
@@ -157,8 +162,8 @@ class Rewriter:
             return state.raw
         self.report.changes += changes
         removed = []
-        for registers in vcpus:
-            dropped = _apply(registers, verdicts[registers.vcpu])
+        for registers, verdicts in judged:
+            dropped = _apply(registers, verdicts)
             if dropped:
                 removed.append((registers, dropped))
                 self._left[registers.vcpu] = len(registers) - len(dropped)

@@ -28,6 +28,9 @@ _RETURN_BUFFER: Final = 64 << 10
 DEFAULT_VMDESC_WAIT: Final = 1.0
 """Seconds to wait for a vmdesc after what looks like the end; sources send it in the same breath, or never."""
 
+_MOST_WAITS: Final = 10
+"""A source that is silent for so many waits in a row has sent all it has; its guest is stopped until it is answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
@@ -152,10 +155,12 @@ class Session:
         """Source to destination, through the rewriter."""
         rewriter = self._rewriter
         await self._release(destination, pieces)
+        waits = 0
         while True:
             received = await self._receive()
+            waits = waits + 1 if received is None else 0
             if received is None:
-                await self._release(destination, rewriter.vmdesc_overdue())
+                await self._release(destination, rewriter.vmdesc_overdue(last_word=waits == _MOST_WAITS))
             elif received:
                 await self._release(destination, rewriter.feed(self._buffer[:received]))
             else:

@@ -598,3 +598,19 @@ async def test_a_pause_within_the_device_state_releases_nothing() -> None:
         await send(it.source, STREAM[start:])
         assert await receive(it.destination, len(STREAM) - DEVICES) == EXPECTED[DEVICES:]
         assert (await it.confirm()).outcome is Outcome.REWRITTEN
+
+
+async def test_what_cannot_be_located_without_a_vmdesc_is_not_waited_for_for_ever() -> None:
+    """The last section's footer names another section than its header, so no footers cut the state."""
+    stream = without_vmdesc(STREAM)
+    stream = stream[:-2] + bytes([stream[-2] ^ 0xFF]) + stream[-1:]
+    async with migration(vmdesc_wait=0.02) as it:
+        await send(it.source, stream[8:])
+        passed, end = await rest(it.destination)
+        assert (passed, end) == (EXPECTED[8:DEVICES], "reset")
+        assert (await rest(it.source))[1] == "reset"
+        await it.over.wait()
+        report = it.session.report
+        assert report.outcome is Outcome.REFUSED
+        assert "the source sends no more" in (report.reason or "")
+        assert "suppress-vmdesc=off" in (report.reason or "")
