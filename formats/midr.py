@@ -27,7 +27,7 @@ class ProcessorId:
     revision: int
 
     def __str__(self) -> str:
-        maker, core = _names().get((self.implementer, self.part), (None, None))
+        maker, core = core_names().get((self.implementer, self.part), (None, None))
         if core is None:
             maker = f"implementer {self.implementer:#04x}"
             core = f"part {self.part:#05x}"
@@ -40,7 +40,8 @@ def parse_midr_el1(value: int) -> ProcessorId:
 
 
 @functools.cache
-def _names() -> dict[tuple[int, int], tuple[str, str]]:
+def core_names() -> dict[tuple[int, int], tuple[str, str]]:
+    """Return the maker's and the core's name of the known cores, by implementer and part."""
     table = importlib.resources.files("formats").joinpath("processors.toml").read_text(encoding="utf-8")
     return {
         (int(implementer, 16), int(part, 16)): (entry["name"], core)
