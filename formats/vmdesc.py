@@ -74,6 +74,17 @@ class Field:
         """Bytes of all the elements."""
         return self.size * (1 if self.count is None else self.count)
 
+    @property
+    def schema(self) -> "Construct[Any, Any]":
+        """The field as a construct schema of `length` bytes; types that QEMU encodes itself stay bytes."""
+        if self.struct is not None:
+            element = self.struct.schema
+        else:
+            element = _LEAVES.get(self.type.split(" ")[0], Bytes(self.size))
+            if element.sizeof() != self.size:
+                element = Bytes(self.size)
+        return element if self.count is None else Array(self.count, element)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -107,7 +118,7 @@ class Layout:
     @cached_property
     def schema(self) -> "Construct[Any, Any]":
         """The layout as a construct schema, which parses exactly `size` bytes; types QEMU encodes itself stay bytes."""
-        members = [field.name / _field_schema(field) for field in self.fields]
+        members = [field.name / field.schema for field in self.fields]
         members += [
             f"{sub.name}" / Struct("header" / Const(sub.subsection_header), "state" / sub.schema)
             for sub in self.subsections
@@ -208,16 +219,6 @@ def _field(description: Any, depth: int) -> Field:
     if struct is not None and struct.size != size:
         raise ValueError(f"struct {name!r} has {struct.size} bytes of fields and a size of {size}")
     return Field(name, _text(description["type"]), size, count, struct)
-
-
-def _field_schema(field: Field) -> "Construct[Any, Any]":
-    if field.struct is not None:
-        element = field.struct.schema
-    else:
-        element = _LEAVES.get(field.type.split(" ")[0], Bytes(field.size))
-        if element.sizeof() != field.size:
-            element = Bytes(field.size)
-    return element if field.count is None else Array(field.count, element)
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import click
@@ -18,23 +19,32 @@ from formats.events import (
     SectionBegin,
     SectionFooter,
 )
+from formats.fields import DecodedField, Value, decode_section
 from formats.records import CommandType
 from formats.sysreg import describe, format_id
 from formats.vcpus import open_vcpus
 from proxy.cli.options import device_state_limit_option
-from proxy.errors import exit_code_of
+from proxy.errors import ConfigError, exit_code_of
 from proxy.files import open_stream
 from proxy.offline import read_events
 
 _TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
+_SHOWN = 16
+"""Bytes or elements of a long field that are shown; JSON has them all."""
 
 
 @click.command("inspect")
 @click.argument("source", metavar="IN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--registers", "all_registers", is_flag=True, help="List every register, not only the invariant ones.")
+@click.option(
+    "--section",
+    "wanted",
+    metavar="NAME",
+    help="Decode the device sections of that name, field by field, by the stream's vmdesc; * and ? match.",
+)
 @device_state_limit_option
-def command(*, source: str, as_json: bool, all_registers: bool, device_state_limit: int) -> None:
+def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | None, device_state_limit: int) -> None:
     """Show what a captured stream holds: its sections with offsets and lengths, its vCPUs and their registers.
 
     IN may be compressed with xz, gzip or bzip2; - is standard input. A section's length counts its header and its
@@ -44,9 +54,10 @@ def command(*, source: str, as_json: bool, all_registers: bool, device_state_lim
     Examples:
       vmstate-proxy inspect guest.stream
       vmstate-proxy inspect guest.stream --registers | grep ID_AA64
+      vmstate-proxy inspect guest.stream --section timer
       vmstate-proxy inspect guest.stream --json | jq '.sections[] | select(.name == "cpu")'
     """
-    contents = _Contents()
+    contents = _Contents(wanted=wanted)
     problem: FormatError | None = None
     with open_stream(source) as stream:
         try:
@@ -59,8 +70,13 @@ def command(*, source: str, as_json: bool, all_registers: bool, device_state_lim
         if problem is not None:
             document["error"] = str(problem)
         click.echo(json.dumps(document, indent=1))
+    elif wanted is not None:
+        _show_decoded(contents.decoded)
     else:
         _show(contents, all_registers)
+    if problem is None and wanted is not None and not contents.decoded:
+        names = ", ".join(sorted({section.name for section in contents.sections if section.type == _TYPES[4]}))
+        raise ConfigError(f"--section: {source} has no device section {wanted!r}; it has {names or 'none'}")
     if problem is not None:
         click.echo(f"vmstate-proxy: {source}: {problem}", err=True)
         raise click.exceptions.Exit(exit_code_of(problem))
@@ -79,8 +95,13 @@ class _Section:
 
 @dataclass(slots=True)
 class _Contents:
-    """What was seen of the stream."""
+    """What was seen of the stream.
 
+    Attributes:
+        wanted: The name, or pattern, of the device sections that are to be decoded.
+    """
+
+    wanted: str | None = None
     machine: str | None = None
     capabilities: tuple[str, ...] = ()
     return_path: bool = False
@@ -88,6 +109,7 @@ class _Contents:
     length: int = 0
     sections: list[_Section] = field(default_factory=list)
     vcpus: list[RegisterList] = field(default_factory=list)
+    decoded: list[tuple[_Section, list[DecodedField]]] = field(default_factory=list)
 
     def add(self, event: AnyEvent) -> None:
         self.length += len(event.raw)
@@ -119,8 +141,8 @@ class _Contents:
 
     def _add_devices(self, state: DeviceState) -> None:
         self.vmdesc = state.vmdesc is not None
-        self.sections += [
-            _Section(
+        for section in state.sections:
+            found = _Section(
                 state.offset + section.start,
                 section.end - section.start,
                 _TYPES[4],
@@ -129,11 +151,20 @@ class _Contents:
                 section.instance_id,
                 section.version_id,
             )
-            for section in state.sections
-        ]
+            self.sections.append(found)
+            if self.wanted is not None and fnmatchcase(section.name, self.wanted):
+                self.decoded.append((found, list(decode_section(state.held, section))))
         self.vcpus += open_vcpus(state)
 
     def as_dict(self) -> dict[str, Any]:
+        if self.wanted is not None:
+            return {
+                "schema_version": 1,
+                "decoded": [
+                    asdict(section) | {"fields": [_field_as_dict(one) for one in fields]}
+                    for section, fields in self.decoded
+                ],
+            }
         return {
             "schema_version": 1,
             "machine": self.machine,
@@ -178,3 +209,45 @@ def _show(contents: _Contents, all_registers: bool) -> None:
         click.echo(f"\nvCPU {registers.vcpu}: {which} registers, {len(shown)} of {len(registers)}")
         for register, value in shown:
             click.echo(f"  {format_id(register.id)}  {register.name:28} {value:#x}")
+
+
+def _show_decoded(decoded: list[tuple[_Section, list[DecodedField]]]) -> None:
+    for section, fields in decoded:
+        click.echo(
+            f"{section.name} instance {section.instance} version {section.version}, "
+            f"{section.length} bytes at {section.offset:#x}"
+        )
+        above: tuple[str, ...] = ()
+        for one in fields:
+            *outer, last = one.path
+            for depth, name in enumerate(outer):
+                if one.path[: depth + 1] != above[: depth + 1]:
+                    click.echo(f"{'':21}  {'  ' * depth}{name}")
+            above = one.path
+            name = "  " * len(outer) + last
+            click.echo(f"{section.offset + one.offset:#12x} {one.length:8}  {name:32} {_shown(one.value)}")
+        click.echo("")
+
+
+def _shown(value: Value) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"{value:#x}" if value >= 0 else str(value)
+        case bytes():
+            return f"{value[:_SHOWN].hex(' ')}{' ...' if len(value) > _SHOWN else ''}"
+        case _:
+            if len(value) > 1 and not any(value):
+                return f"{len(value)} times 0"
+            return " ".join(_shown(item) for item in value[:_SHOWN]) + (" ..." if len(value) > _SHOWN else "")
+
+
+def _field_as_dict(one: DecodedField) -> dict[str, Any]:
+    return {
+        "path": list(one.path),
+        "type": one.type,
+        "offset": one.offset,
+        "length": one.length,
+        "value": one.value.hex() if isinstance(one.value, bytes) else one.value,
+    }
