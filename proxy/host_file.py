@@ -5,9 +5,10 @@ from typing import Literal
 
 import msgspec
 
+from formats.sysreg import describe
 from proxy.errors import ConfigError
 from proxy.host import HostProfile
-from proxy.settings_file import load_toml
+from proxy.settings_file import Settings, load_toml
 from proxy.words import register_id, register_value
 
 
@@ -31,11 +32,16 @@ def load_profile(path: Path) -> HostProfile:
     Raises:
         ConfigError: The file is no profile; the message names the key.
     """
-    file = load_toml(path, _File)
-    values = _values(path, {"registers": file.registers, "firmware": file.firmware})
+    settings = load_toml(path, _File)
+    file = settings.value
+    values = _values(settings, "registers", file.registers)
+    for register, value in _values(settings, "firmware", file.firmware).items():
+        if register in values:
+            raise ConfigError(f"{settings.where('firmware')}: {describe(register).name} is among the registers, too")
+        values[register] = value
     others = None
     if file.also_present is not None:
-        others = frozenset(register_id(name, f"{path}: also_present") for name in file.also_present)
+        others = frozenset(register_id(name, settings.where("also_present")) for name in file.also_present)
     return HostProfile(
         description=file.description,
         values=values,
@@ -43,17 +49,16 @@ def load_profile(path: Path) -> HostProfile:
         kernel=file.kernel,
         vcpu_features=file.vcpu_features,
         timer_frequency=file.timer_frequency,
-        writable=None if file.writable is None else _values(path, {"writable": file.writable}),
+        writable=None if file.writable is None else _values(settings, "writable", file.writable),
     )
 
 
-def _values(path: Path, tables: dict[str, dict[str, str]]) -> dict[int, int]:
+def _values(settings: Settings[_File], table: str, entries: dict[str, str]) -> dict[int, int]:
     values: dict[int, int] = {}
-    for table, entries in tables.items():
-        for name, text in entries.items():
-            where = f"{path}: {table}.{name}"
-            register = register_id(name, where)
-            if register in values:
-                raise ConfigError(f"{where}: the register is there twice")
-            values[register] = register_value(text, where)
+    for name, text in entries.items():
+        where = settings.where(table, name)
+        register = register_id(name, where)
+        if register in values:
+            raise ConfigError(f"{where}: the register is there twice")
+        values[register] = register_value(text, where)
     return values

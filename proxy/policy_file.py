@@ -36,16 +36,20 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigError: The file is no policy; the message names the key.
     """
-    file = load_toml(path, _File)
+    settings = load_toml(path, _File)
+    file = settings.value
     return Policy(
-        whitelist={parse_midr(text, f"{path}: whitelist.midr"): f"{path}: whitelist" for text in file.whitelist.midr},
+        whitelist={
+            parse_midr(text, settings.where("whitelist", "midr")): settings.where("whitelist", "midr")
+            for text in file.whitelist.midr
+        },
         swap={
-            invariant_register(name, f"{path}: registers.swap"): f"{path}: registers.swap"
+            invariant_register(name, settings.where("registers", "swap")): settings.where("registers", "swap")
             for name in file.registers.swap
         },
         mode=file.mode,
         drop={
-            droppable_register(name, f"{path}: registers.drop"): f"{path}: registers.drop"
+            droppable_register(name, settings.where("registers", "drop")): settings.where("registers", "drop")
             for name in file.registers.drop
         },
         drop_harmless=file.registers.drop_harmless,

@@ -139,5 +139,5 @@ def test_a_broken_profile_names_file_and_key(tmp_path: Path, text: str, says: st
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_profile(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}:")
     assert says in str(caught.value)
