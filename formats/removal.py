@@ -7,7 +7,7 @@ of the vmdesc only the digits of the numbers that change.
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from formats.arm_cpu import CPREG_ARRAYS, IDSTR
 from formats.errors import UnlocatableSectionError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<number>-?[0-9]+(?P<real>[.eE][-+0-9.eE]*)?)')
 _VMDESC_HEADER: Final = 5
 """Bytes of a vmdesc's type and be32 length."""
+_REGISTER_SIZE: Final = 8
 
 
 class _Placed(int):
@@ -77,7 +78,7 @@ def vmdesc_with_counts(record: bytes, counts: Mapping[int, int], offset: int) ->
     changes: list[tuple[tuple[int, int], int]] = []
     for device in devices:
         if device["name"] == IDSTR and device["instance_id"] in counts:
-            found = [field["array_len"] for field in device["fields"] if field["name"] in CPREG_ARRAYS]
+            found = [field["array_len"] for field in device.get("fields", ()) if _is_register_array(field)]
             if len(found) == len(CPREG_ARRAYS):
                 changes += [(number.span, counts[device["instance_id"]]) for number in found]
     if len(changes) != len(CPREG_ARRAYS) * len(counts):
@@ -88,6 +89,10 @@ def vmdesc_with_counts(record: bytes, counts: Mapping[int, int], offset: int) ->
         )
     changed = "".join(_replaced(text, sorted(changes))).encode()
     return record[:1] + len(changed).to_bytes(4, "big") + changed
+
+
+def _is_register_array(field: Mapping[str, Any]) -> bool:
+    return field["name"] in CPREG_ARRAYS and field["size"] == _REGISTER_SIZE and "array_len" in field
 
 
 def _numbers(text: str) -> Iterator[tuple[int, int]]:

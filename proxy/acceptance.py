@@ -83,7 +83,7 @@ def _lost_level(register: int, value: int, own: int) -> str | None:
     lost = here > there
     if register == _WORKAROUND_2:
         # KVM deals with two states only: there is nothing to do about SSBD, or the guest is told how.
-        lost = here >= _AVAIL and there <= _UNKNOWN
+        lost = here >= len(levels) or (here >= _AVAIL and there <= _UNKNOWN)
     if not lost:
         return None
     names = [levels[level] if level < len(levels) else str(level) for level in (here, there)]

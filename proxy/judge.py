@@ -27,6 +27,8 @@ class Registers(Protocol):
     def items(self) -> Iterable[tuple[int, int | None]]:
         """Yield (id, value) in ascending order of the ids."""
 
+    def __contains__(self, register_id: int, /) -> bool: ...
+
 
 class Trial(Protocol):
     """Something that can tell which registers the destination does not take; see `proxy.trial`."""
@@ -156,7 +158,7 @@ class Judge:
             holds = entry.holds(registers.get)
             if holds:
                 return verdict(Action.DROP, f"harmless: {entry.reason}")
-            if holds is None:
+            if holds is None and entry.of in registers:
                 return verdict(Action.DROP, f"harmless if {entry.condition} then: {entry.reason}")
         kind = describe(register).kind
         if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
@@ -201,9 +203,10 @@ class Judge:
             if register not in changed or changed[register].action is Action.SWAP
         ]
         for register, why in self.refused(repaired).items():
-            yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _NO_WAY, why)
+            yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _STILL, why)
 
 
+_STILL = "the destination does not take it once the changes are made; no rule can change that"
 _NO_WAY = "the destination does not take the guest's own state; no rule can change that"
 _FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"
 

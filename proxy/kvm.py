@@ -152,9 +152,9 @@ def scratch_vcpu(features: Iterable[Feature] | None = None) -> Iterator[ScratchV
         features: What the vCPU is to have; None for what QEMU's `-cpu host` would give it here.
 
     Raises:
-        KvmError: There is no arm64 KVM, it is not accessible, or it does not have a feature.
+        KvmError: There is no arm64 KVM, it is not accessible, lacks a feature, or failed within the block.
     """
-    with ExitStack() as opened:
+    with ExitStack() as opened, _named():
         kvm = _open_kvm()
         opened.callback(os.close, kvm)
         offered = {feature for feature in Feature if fcntl.ioctl(kvm, _CHECK_EXTENSION, feature.capability) > 0}
@@ -165,20 +165,26 @@ def scratch_vcpu(features: Iterable[Feature] | None = None) -> Iterator[ScratchV
             missing = ", ".join(sorted(feature.name for feature in wanted - offered))
             if missing:
                 raise KvmError(f"this host's KVM does not have the vCPU features {missing}")
-        try:
-            vm = fcntl.ioctl(kvm, _CREATE_VM, fcntl.ioctl(kvm, _CHECK_EXTENSION, _CAP_ARM_VM_IPA_SIZE))
-            opened.callback(os.close, vm)
-            vcpu = fcntl.ioctl(vm, _CREATE_VCPU, 0)
-            opened.callback(os.close, vcpu)
-            target = bytearray(32)
-            fcntl.ioctl(vm, _ARM_PREFERRED_TARGET, target)
-            struct.pack_into("=I", target, 4, sum(1 << feature.bit for feature in wanted))
-            fcntl.ioctl(vcpu, _ARM_VCPU_INIT, bytes(target))
-            if Feature.SVE in wanted:
-                fcntl.ioctl(vcpu, _ARM_VCPU_FINALIZE, struct.pack("=i", Feature.SVE.bit))
-        except OSError as error:
-            raise KvmError(f"KVM does not create a scratch vCPU: {error.strerror}") from error
+        vm = fcntl.ioctl(kvm, _CREATE_VM, fcntl.ioctl(kvm, _CHECK_EXTENSION, _CAP_ARM_VM_IPA_SIZE))
+        opened.callback(os.close, vm)
+        vcpu = fcntl.ioctl(vm, _CREATE_VCPU, 0)
+        opened.callback(os.close, vcpu)
+        target = bytearray(32)
+        fcntl.ioctl(vm, _ARM_PREFERRED_TARGET, target)
+        struct.pack_into("=I", target, 4, sum(1 << feature.bit for feature in wanted))
+        fcntl.ioctl(vcpu, _ARM_VCPU_INIT, bytes(target))
+        if Feature.SVE in wanted:
+            fcntl.ioctl(vcpu, _ARM_VCPU_FINALIZE, struct.pack("=i", Feature.SVE.bit))
         yield ScratchVcpu(vm, vcpu, wanted)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Turn what an ioctl answers into an error for the operator."""
+    try:
+        yield
+    except OSError as error:
+        raise KvmError(f"{KVM_DEVICE}: a scratch vCPU cannot be asked: {error.strerror}") from error
 
 
 def _open_kvm() -> int:

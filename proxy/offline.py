@@ -59,10 +59,13 @@ def read_events(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_ST
             yield event
 
 
-def read_vcpus(source: "Source") -> "list[RegisterList]":
+def read_vcpus(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "list[RegisterList]":
     """Return the registers of every arm64 vCPU of a whole stream. Raises as `read_events` does."""
     return [
-        registers for event in read_events(source) if isinstance(event, DeviceState) for registers in open_vcpus(event)
+        registers
+        for event in read_events(source, device_state_limit=device_state_limit)
+        if isinstance(event, DeviceState)
+        for registers in open_vcpus(event)
     ]
 
 

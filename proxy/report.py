@@ -80,21 +80,34 @@ class Report:
         """Return the report in one line, for people."""
         line = self.outcome.value
         if self.changes:
-            line += f": {_count(self.changes)} changed"
+            line += f": {_count(self.changes)}"
         if self.would_change:
-            line += f"; {_count(self.would_change)} would be changed"
+            line += f"; {_count(self.would_change, 'would be ')}"
         if self.reason is not None:
             line += f": {self.reason}"
         return f"{line} ({self.bytes_in} bytes in, {self.bytes_out} out)"
 
 
-def _count(changes: "list[Verdict]") -> str:
-    names = sorted({verdict.name for verdict in changes if verdict.action is not Action.DROP})
-    dropped = {verdict.register for verdict in changes if verdict.action is Action.DROP}
+def _count(changes: "list[Verdict]", would_be: str = "") -> str:
+    swapped = [verdict for verdict in changes if verdict.action is not Action.DROP]
+    dropped = [verdict for verdict in changes if verdict.action is Action.DROP]
+    parts = []
+    if swapped:
+        names = ", ".join(sorted({verdict.name for verdict in swapped}))
+        parts.append(f"{names} of {_vcpus(swapped)} {would_be}changed")
     if dropped:
-        names.append(f"{len(dropped)} registers left out")
-    vcpus = len({verdict.vcpu for verdict in changes})
-    return f"{', '.join(names)} of {vcpus} vCPU{'' if vcpus == 1 else 's'}"
+        count = counted(len({verdict.register for verdict in dropped}), "register")
+        parts.append(f"{count} of {_vcpus(dropped)} {would_be}left out")
+    return ", ".join(parts)
+
+
+def _vcpus(changes: "list[Verdict]") -> str:
+    return counted(len({verdict.vcpu for verdict in changes}), "vCPU")
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things, for people: `1 vCPU`, `2 vCPUs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def verdict_as_dict(verdict: "Verdict") -> dict[str, Any]:

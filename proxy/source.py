@@ -1,12 +1,15 @@
 """What may come: the vCPUs of a captured stream, or one of a guest that starts on a host that has a profile."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.records import MAGIC
 from proxy.errors import ConfigError
-from proxy.files import STDIO, open_stream
+from proxy.files import open_stream
 from proxy.offline import read_vcpus
 
 if TYPE_CHECKING:
@@ -33,16 +36,23 @@ class HostRegisters:
         for register in sorted(self.profile.values.keys() | (self.profile.others or frozenset())):
             yield register, self.get(register)
 
+    def __contains__(self, register_id: int, /) -> bool:
+        return not self.profile.lacks(register_id)
 
-def read_source(name: str) -> "Sequence[Registers]":
+
+def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Sequence[Registers]":
     """Return the vCPUs of a file that is a stream or a host profile; the latter has one.
+
+    Args:
+        name: The file; `-`, and what is no regular file, is a stream.
+        device_state_limit: Bytes of device state held at most.
 
     Raises:
         ConfigError: It cannot be opened, or is a broken profile, or one that lists no registers.
         ProxyError: It cannot be read.
         FormatError: It is no stream, or a broken one.
     """
-    if name != STDIO and _is_profile(name):
+    if _is_profile(name):
         from proxy.host_file import load_profile
 
         profile = load_profile(Path(name))
@@ -50,11 +60,14 @@ def read_source(name: str) -> "Sequence[Registers]":
             raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
         return [HostRegisters(profile)]
     with open_stream(name) as stream:
-        return read_vcpus(stream)
+        return read_vcpus(stream, device_state_limit=device_state_limit)
 
 
 def _is_profile(name: str) -> bool:
+    if not os.path.isfile(name):
+        return False  # what a pipe gives, it gives once
     head = bytearray(_HEAD)
     with open_stream(name) as file:
         length = file.readinto(head)
-    return _PROFILE_MARK in head[:length]
+    # A guest's memory holds anything, and may stand near the beginning of a stream.
+    return not head.startswith(MAGIC) and _PROFILE_MARK in head[:length]

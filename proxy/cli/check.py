@@ -10,7 +10,7 @@ from formats.sysreg import describe
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judge import Action, Verdict
-from proxy.report import verdict_as_dict
+from proxy.report import counted, verdict_as_dict
 from proxy.source import read_source
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def command(*, source: str, as_json: bool, options: JudgeOptions) -> None:
     if judge.host is None:
         raise click.UsageError("say what the destination is: --host PROFILE, --midr ID, or --kvm for this host")
     try:
-        vcpus = read_source(source)
+        vcpus = read_source(source, device_state_limit=options.device_state_limit)
     except FormatError as error:
         click.echo(f"vmstate-proxy: {source}: {error}", err=True)
         raise click.exceptions.Exit(exit_code_of(error)) from None
@@ -58,6 +58,9 @@ def command(*, source: str, as_json: bool, options: JudgeOptions) -> None:
     else:
         _show(verdicts, len(vcpus))
         click.echo(_conclusion(verdicts, len(vcpus), direct=direct, goes=goes))
+        if judge.host.others is None:
+            known = counted(len(judge.host.values), "register")
+            click.echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
     raise click.exceptions.Exit(ExitCode.OK if goes else ExitCode.REFUSED)
 
 
@@ -80,13 +83,19 @@ def _document(
 def _conclusion(verdicts: list[Verdict], vcpus: int, *, direct: bool, goes: bool) -> str:
     if not vcpus:
         return "The stream holds no arm64 vCPU: it passes as it is."
-    if direct and goes:
-        return "The destination takes the guest as it is; nothing has to be changed."
     counts = {action: len({one.register for one in verdicts if one.action is action}) for action in Action}
-    if goes:
-        changes = [f"{counts[action]} registers {_WORDS[action]}" for action in (Action.SWAP, Action.DROP)]
-        return f"The guest can go through the proxy, with {' and '.join(changes)}; directly it is refused."
-    return f"The guest cannot go: {counts[Action.REFUSE]} registers are refused."
+    if not goes:
+        refused = counts[Action.REFUSE]
+        return f"The guest cannot go: {counted(refused, 'register')} {'is' if refused == 1 else 'are'} refused."
+    changes = " and ".join(
+        f"{counted(counts[action], 'register')} {_WORDS[action]}"
+        for action in (Action.SWAP, Action.DROP)
+        if counts[action]
+    )
+    if not direct:
+        return f"The guest can go through the proxy, with {changes}; directly it is refused."
+    unneeded = f"; through the proxy it goes with {changes} all the same" if changes else ""
+    return f"The destination takes the guest as it is; nothing has to be changed{unneeded}."
 
 
 def _show(verdicts: list[Verdict], vcpus: int) -> None:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import struct
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from formats.arm_cpu import RegisterList
 from formats.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
 from formats.records import RecordType
 from formats.stream import StreamParser
-from formats.sysreg import MIDR_EL1
+from formats.sysreg import MIDR_EL1, parse_register
 from proxy.host import HostProfile, learn_profile
 from proxy.judge import Judge
 from proxy.offline import read_vcpus
 from proxy.policy import DEFAULT_SWAP, Mode, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from formats.events import AnyEvent
+    from proxy.judge import Trial
     from proxy.rewriter import Rewriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +34,16 @@ NAMES = sorted(path.stem for path in CAPTURES.glob("*.xz"))
 
 R0, R3 = 0x411FD070, 0x411FD073
 """The processor ids of the two hosts that differ in nothing else."""
+
+NEWER, OLDER = "kvm-trixie-n1", "kvm-bookworm-n1"
+"""One processor under two kernels, of which the newer one lists more registers."""
+
+NEWER_SWAPPED = [*(f"CCSIDR_EL1[{index}]" for index in range(3)), "ID_AA64DFR0_EL1", "CLIDR_EL1"]
+NEWER_DROPPED = [
+    *(f"CCSIDR_EL1[{index}]" for index in range(3, 14)),
+    *("TCR2_EL1", "PIRE0_EL1", "PIR_EL1", "CNTPCT_EL0", "CNTP_CTL_EL0", "CNTP_CVAL_EL0"),
+]
+"""What becomes of the newer one's registers on the way to the older one, in the order of the ids."""
 
 REVIDR_EL1 = 0x603000000013C006
 PSCI_VERSION = 0x6030000000140000
@@ -105,6 +118,28 @@ def with_value(stream: bytes, register: int, value: int, vcpu: int = 0) -> bytes
     return stream[:at] + value.to_bytes(8, "big") + stream[at + 8 :]
 
 
+def without(stream: bytes, removed: Collection[int], vcpu: int = 0) -> bytes:
+    """Return the stream without some registers of a vCPU, and with the vmdesc, if it has one, that goes with them."""
+    header = b"\x03cpu" + struct.pack(">II", vcpu, 22)
+    at = stream.rindex(header) + len(header) + 568
+    (count,) = struct.unpack_from(">I", stream, at)
+    numbers = struct.unpack_from(f">{2 * count}Q", stream, at + 4)
+    kept = [index for index in range(count) if numbers[index] not in removed]
+    left = [numbers[index] for index in kept] + [numbers[count + index] for index in kept]
+    rest = stream[at + 4 + 16 * count :]
+    text = re.search(rb"\x06.{4}(\{.*\})\Z", rest, re.DOTALL)
+    if text is not None:
+        arrays = re.compile(
+            rb'("name": "cpu", "instance_id": %d, .*?"cpreg_vmstate_indexes", "array_len": )\d+'
+            rb'(.*?"cpreg_vmstate_values", "array_len": )\d+' % vcpu,
+            re.DOTALL,
+        )
+        changed, times = arrays.subn(rb"\g<1>%d\g<2>%d" % (len(kept), len(kept)), text[1])
+        assert times == 1
+        rest = rest[: text.start()] + b"\x06" + struct.pack(">I", len(changed)) + changed
+    return stream[:at] + struct.pack(f">I{len(left)}Q", len(kept), *left) + rest
+
+
 def value(stream: bytes, register: int, vcpu: int = 0) -> int:
     """Return the value of a register."""
     at = value_at(stream, register, vcpu)
@@ -130,10 +165,26 @@ def judge(
     host: HostProfile | None = None,
     mode: Mode = Mode.REPAIR,
     swap: Mapping[int, str] = DEFAULT_SWAP,
+    drop: Mapping[int, str] = MappingProxyType({}),
+    drop_harmless: bool = True,
+    trial: Trial | None = None,
 ) -> Judge:
     """Return a judge of a repair on the r3 host that vouches for the processor ids `allowed`."""
-    whitelist = {midr: "whitelist" for midr in allowed}
-    return Judge(Policy(whitelist, dict(swap), mode), profile("kvm-trixie-a57r3") if host is None else host)
+    policy = Policy({midr: "whitelist" for midr in allowed}, dict(swap), mode, dict(drop), drop_harmless)
+    return Judge(policy, profile("kvm-trixie-a57r3") if host is None else host, trial)
+
+
+def downgrade(**options: Any) -> Judge:  # noqa: ANN401
+    """Return a judge that lets the newer one's guest go to the older one."""
+    swap = {parse_register(name): "listed" for name in NEWER_SWAPPED}
+    return judge(host=profile(OLDER), **{"swap": swap, **options})
+
+
+def downgraded(stream: bytes) -> bytes:
+    """Return the newer one's stream, or one made of it, as the older one takes it."""
+    for name in NEWER_SWAPPED:
+        stream = with_value(stream, parse_register(name), profile(OLDER).values[parse_register(name)])
+    return without(stream, {parse_register(name) for name in NEWER_DROPPED})
 
 
 def observer() -> Judge:

@@ -1,4 +1,4 @@
-"""The policy file, and the words of a whitelist."""
+"""The policy file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.sysreg import MIDR_EL1
+from formats.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError
 from proxy.policy import DEFAULT_SWAP, Mode, Policy
 from proxy.policy_file import load_policy
-from proxy.words import invariant_register, parse_midr
 from tests.proxy.helpers import R0, REVIDR_EL1
 
 if TYPE_CHECKING:
@@ -53,6 +52,27 @@ def test_an_empty_swap_list_lets_nothing_change(tmp_path: Path) -> None:
     assert load(tmp_path, "schema_version = 1\nregisters.swap = []").swap == {}
 
 
+def test_nothing_is_left_out_but_what_is_harmless_when_nothing_is_said(tmp_path: Path) -> None:
+    policy = load(tmp_path, "schema_version = 1")
+    assert (policy.drop, policy.drop_harmless) == ({}, True)
+
+
+def test_what_may_be_left_out(tmp_path: Path) -> None:
+    policy = load(
+        tmp_path,
+        """
+        schema_version = 1
+        [registers]
+        drop = ["actlr_el1", "CNTPCT_EL0", "CCSIDR_EL1[3]", "0x603000000013ffff", "TCR2_EL1"]
+        drop_harmless = false
+        """,
+    )
+    names = ("ACTLR_EL1", "CNTPCT_EL0", "CCSIDR_EL1[3]", "0x603000000013ffff", "TCR2_EL1")
+    assert policy.drop == {parse_register(name): f"{tmp_path / 'policy.toml'}:4: registers.drop" for name in names}
+    assert policy.drop_harmless is False
+    assert policy.swap.keys() == {MIDR_EL1}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -72,6 +92,21 @@ def test_an_empty_swap_list_lets_nothing_change(tmp_path: Path) -> None:
         ("schema_version = 1\nregisters.swap = ['SCTLR_EL1']", "registers.swap: SCTLR_EL1"),
         ("schema_version = 1\nregisters.swap = ['KVM_REG_ARM_PSCI_VERSION']", "registers.swap: KVM_REG_ARM_PSCI"),
         ("schema_version = 1\nregisters.swap = ['0x603000000013ffff']", "registers.swap"),
+        (
+            "schema_version = 1\nregisters.drop = ['ACTLR_EL']",
+            "registers.drop: unknown register 'ACTLR_EL'; did you mean",
+        ),
+        ("schema_version = 1\nregisters.drop = 'ACTLR_EL1'", "registers.drop"),
+        ("schema_version = 1\nregisters.drop = [0x603000000013c081]", "registers.drop"),
+        (
+            "schema_version = 1\nregisters.drop = ['KVM_REG_ARM_PSCI_VERSION']",
+            "registers.drop: KVM_REG_ARM_PSCI_VERSION",
+        ),
+        ("schema_version = 1\nregisters.drop = ['0x6030000000160002']", "registers.drop: KVM_REG_ARM_VENDOR_HYP_BMAP"),
+        ("schema_version = 1\nregisters.drop_harmless = 'no'", "drop_harmless"),
+        ("schema_version = 1\nregisters.drop_harmless = 0", "drop_harmless"),
+        ("schema_version = 1\ndrop_harmless = false", "drop_harmless"),
+        ("schema_version = 1\nregisters.drops = []", "drops"),
         ("schema_version = \n", "line 1"),
     ],
 )
@@ -80,27 +115,3 @@ def test_a_bad_policy_names_file_and_key(tmp_path: Path, text: str, says: str) -
         load(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "policy.toml"))
     assert says in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "midr"), [("0x411fd070", R0), (" 0x411FD070 ", R0), ("none", None), ("None", None), (str(R0), R0)]
-)
-def test_whitelist_words(text: str, midr: int | None) -> None:
-    assert parse_midr(text, "here") == midr
-
-
-@pytest.mark.parametrize("text", ["", "any", "0x", "-1", "0", "0x100000000", "0x411fd07g", "*", "9" * 5000])
-def test_bad_whitelist_words(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^here: "):
-        parse_midr(text, "here")
-
-
-@pytest.mark.parametrize("name", ["MIDR_EL1", "REVIDR_EL1", "CTR_EL0", "CCSIDR_EL1[2]", "ID_AA64MMFR0_EL1"])
-def test_invariant_registers_may_be_listed(name: str) -> None:
-    assert invariant_register(name, "here") == invariant_register(name.lower(), "here")
-
-
-@pytest.mark.parametrize("name", ["TTBR0_EL1", "KVM_REG_ARM_STD_BMAP", "CNTVCT_EL0", "0x6030000000140001"])
-def test_guest_state_and_firmware_may_not_be_listed(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^here: .*never swapped"):
-        invariant_register(name, "here")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -14,14 +18,23 @@ from formats.errors import (
     FormatError,
     TruncatedStreamError,
     UnknownCpuVersionError,
+    UnlocatableSectionError,
 )
-from formats.sysreg import MIDR_EL1
+from formats.sysreg import MIDR_EL1, parse_register
+from formats.vcpus import open_vcpus
 from proxy.errors import ExitCode, RefusedError
+from proxy.judge import Action
+from proxy.kvm import KvmError
+from proxy.offline import rewrite
 from proxy.policy import Mode
 from proxy.report import Outcome
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import (
     NAMES,
+    NEWER,
+    NEWER_DROPPED,
+    NEWER_SWAPPED,
+    OLDER,
     PSCI_VERSION,
     R0,
     R3,
@@ -30,6 +43,8 @@ from tests.proxy.helpers import (
     cut,
     device_state,
     differences,
+    downgrade,
+    downgraded,
     feed,
     judge,
     live,
@@ -40,8 +55,14 @@ from tests.proxy.helpers import (
     value,
     value_at,
     with_value,
+    without,
     without_vmdesc,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.judge import Judge
 
 SMP2 = "kvm-trixie-a57r0-smp2"
 
@@ -437,3 +458,316 @@ def test_a_pause_in_mid_stream_is_not_taken_for_a_missing_vmdesc() -> None:
     assert feed(rewriter, stream[end - 1 : end]) == b""
     assert rewriter.awaiting_vmdesc
     assert feed(rewriter, stream[end:]) == passed(Rewriter(judge(R0), live=True), [stream])[-len(stream) + start :]
+
+
+# --- registers that are left out
+
+A57R3 = profile("kvm-trixie-a57r3")
+CNTP_CTL_EL0 = parse_register("CNTP_CTL_EL0")
+LACKING = [parse_register(name) for name in ("ACTLR_EL1", "PMCR_EL0", "PIR_EL1", "CNTPCT_EL0", "CCSIDR_EL1[0]")]
+
+
+def without_some() -> Judge:
+    """Return a judge of a move to the r3 host, had that some registers less, which the policy lets go."""
+    values = {id_: value for id_, value in A57R3.values.items() if id_ not in LACKING}
+    host = replace(A57R3, values=values, others=frozenset(A57R3.others or ()) - set(LACKING))
+    return judge(R0, host=host, drop=dict.fromkeys(LACKING, "listed"))
+
+
+def without_some_of(stream: bytes) -> bytes:
+    for vcpu in (0, 1):
+        stream = without(with_value(stream, MIDR_EL1, R3, vcpu), LACKING, vcpu)
+    return stream
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_the_chunks_do_not_change_what_is_left_out(data: st.DataObject) -> None:
+    stream = live(capture(NEWER))
+    rewriter = Rewriter(downgrade(), live=True)
+    assert passed(rewriter, cut(stream, data.draw(cuts_of(stream)))) == downgraded(stream)
+    assert rewriter.complete
+    assert rewriter.report.outcome is Outcome.REWRITTEN
+
+
+def test_what_is_left_out_byte_by_byte() -> None:
+    stream = live(short(NEWER))
+    assert passed(Rewriter(downgrade(), live=True), cut(stream, range(len(stream)))) == downgraded(stream)
+
+
+def test_the_outcome_is_what_the_destination_would_have_sent() -> None:
+    """Its own register list, and but for guest state, its own values."""
+    out = passed(Rewriter(downgrade(), live=False), [capture(NEWER)])
+    (registers,) = open_vcpus(device_state(out))
+    (own,) = open_vcpus(device_state(capture(OLDER)))
+    assert registers.ids == own.ids
+    host = profile(OLDER).values
+    assert {id_: registers[id_] for id_ in host} == host
+    assert len(capture(NEWER)) - len(out) == 16 * len(NEWER_DROPPED)
+
+
+def test_the_report_tells_what_was_left_out() -> None:
+    rewriter = Rewriter(downgrade(), live=False)
+    passed(rewriter, [short(NEWER)])
+    report = rewriter.report
+    dropped = [change for change in report.changes if change.action is Action.DROP]
+    assert [change.name for change in dropped] == NEWER_DROPPED
+    assert [change.name for change in report.changes if change.action is Action.SWAP] == NEWER_SWAPPED
+    assert len(report.changes) == len(NEWER_DROPPED) + len(NEWER_SWAPPED)
+    assert {change.new for change in dropped} == {None}
+    assert (report.outcome, report.exit_code, report.reason, report.would_change) == (
+        Outcome.REWRITTEN,
+        ExitCode.OK,
+        None,
+        [],
+    )
+    found = report.as_dict()["changes"]
+    assert {(change["action"], change["to"]) for change in found if change["register"] in NEWER_DROPPED} == {
+        ("drop", None)
+    }
+    assert "17 registers of 1 vCPU left out" in report.summary()
+
+
+def test_every_vcpu_loses_them() -> None:
+    stream = live(short(SMP2))
+    rewriter = Rewriter(without_some(), live=True)
+    assert passed(rewriter, cut(stream, range(0, len(stream), 333))) == without_some_of(stream)
+    assert [(change.vcpu, change.register) for change in rewriter.report.changes] == [
+        (vcpu, register) for vcpu in (0, 1) for register in sorted([*LACKING, MIDR_EL1])
+    ]
+
+
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_a_vcpu_may_lose_others_than_the_next(vcpu: int) -> None:
+    """One has lost some, or all of them, before."""
+    for gone in (LACKING[1:3], LACKING):
+        stream = without(live(short(SMP2)), gone, vcpu)
+        assert passed(Rewriter(without_some(), live=True), [stream]) == without_some_of(live(short(SMP2)))
+
+
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_one_vcpu_that_misses_them_keeps_all_from_going(vcpu: int) -> None:
+    host = replace(A57R3, others=frozenset(A57R3.others or ()) - {CNTP_CTL_EL0})
+    stream = with_value(live(short(SMP2)), CNTP_CTL_EL0, 1, vcpu)
+    rewriter = Rewriter(judge(R0, host=host), live=True)
+    out = bytearray()
+    with pytest.raises(RefusedError, match=rf"'cpu' instance {vcpu}: CNTP_CTL_EL0: .*--allow-drop CNTP_CTL_EL0"):
+        feed_all(rewriter, stream, out)
+    assert stream.startswith(out)
+    assert len(out) <= device_state(stream).offset
+    assert rewriter.report.changes == []
+    rewriter = Rewriter(judge(R0, host=host), live=True)
+    assert len(passed(rewriter, [live(short(SMP2))])) == len(short(SMP2)) + 5 - 2 * 16
+
+
+def test_what_was_rewritten_passes_again_unchanged() -> None:
+    for stream, judge_ in ((live(short(NEWER)), downgrade()), (live(short(SMP2)), without_some())):
+        once = passed(Rewriter(judge_, live=True), [stream])
+        rewriter = Rewriter(judge_, live=True)
+        assert passed(rewriter, cut(once, range(0, len(once), 1001))) == once
+        assert (rewriter.report.outcome, rewriter.report.changes) == (Outcome.UNCHANGED, [])
+
+
+def test_bytes_are_counted_as_they_come_and_go() -> None:
+    sink = io.BytesIO()
+    rewriter = Rewriter(downgrade(), live=False)
+    rewrite(io.BytesIO(capture(NEWER)), sink, rewriter, lambda _: None)
+    assert sink.getvalue() == downgraded(capture(NEWER))
+    assert rewriter.report.bytes_in == len(capture(NEWER))
+    assert rewriter.report.bytes_out == len(sink.getvalue()) == len(capture(NEWER)) - 16 * 17
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_observing_leaves_nothing_out_and_says_what_would_be(is_live: bool) -> None:
+    stream = live(short(NEWER)) if is_live else short(NEWER)
+    rewriter = Rewriter(downgrade(mode=Mode.OBSERVE), live=is_live)
+    assert passed(rewriter, cut(stream, range(0, len(stream), 501))) == stream
+    report = rewriter.report
+    assert (report.outcome, report.exit_code, report.reason, report.changes) == (
+        Outcome.UNCHANGED,
+        ExitCode.OK,
+        None,
+        [],
+    )
+    assert [change.name for change in report.would_change if change.action is Action.DROP] == NEWER_DROPPED
+    assert "17 registers of 1 vCPU would be left out" in report.summary()
+
+
+# --- left out, and no vmdesc, or a late one
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_without_a_vmdesc_registers_are_left_out_all_the_same(is_live: bool) -> None:
+    stream = without_vmdesc(live(short(NEWER)))
+    rewriter = Rewriter(downgrade(), live=is_live)
+    out = b"".join(feed(rewriter, piece) for piece in cut(stream, range(0, len(stream), 700)))
+    if is_live:
+        out += b"".join(bytes(raw) for raw in rewriter.vmdesc_overdue())
+    out += b"".join(bytes(raw) for raw in rewriter.end())
+    assert out == without_vmdesc(downgraded(live(short(NEWER))))
+    assert rewriter.complete
+    again = Rewriter(downgrade(), live=False)
+    assert passed(again, [out]) == out
+
+
+@pytest.mark.parametrize("step", [1, 999, 1 << 20])
+@pytest.mark.parametrize(
+    ("whole", "judge_", "expected"),
+    [
+        (live(short(NEWER)), downgrade(), downgraded(live(short(NEWER)))),
+        (live(short(SMP2)), without_some(), without_some_of(live(short(SMP2)))),
+    ],
+    ids=["one vCPU", "two vCPUs"],
+)
+def test_a_late_vmdesc_goes_with_what_was_left_out(whole: bytes, judge_: Judge, expected: bytes, step: int) -> None:
+    bare = without_vmdesc(whole)
+    rewriter = Rewriter(judge_, live=True)
+    out = feed(rewriter, bare) + b"".join(bytes(raw) for raw in rewriter.vmdesc_overdue())
+    assert out == without_vmdesc(expected)
+    rest = whole[len(bare) :]
+    out += passed(rewriter, cut(rest, range(0, len(rest), step)))
+    assert out == expected
+    assert rewriter.complete
+    assert rewriter.report.outcome is Outcome.REWRITTEN
+
+
+def test_a_late_vmdesc_stays_as_it_is_where_nothing_was_left_out() -> None:
+    for judge_ in (downgrade(mode=Mode.OBSERVE), judge(host=profile(NEWER))):
+        whole = live(short(NEWER))
+        bare = without_vmdesc(whole)
+        rewriter = Rewriter(judge_, live=True)
+        out = feed(rewriter, bare) + b"".join(bytes(raw) for raw in rewriter.vmdesc_overdue())
+        assert out + passed(rewriter, [whole[len(bare) :]]) == whole
+
+
+def other_arrays(stream: bytes) -> bytes:
+    """Give the register arrays other names in the vmdesc, which fits the stream as before."""
+    at = len(without_vmdesc(stream))
+    return stream[:at] + stream[at:].replace(b"cpreg_vmstate_", b"cpreg_unheard_")
+
+
+def test_a_late_vmdesc_that_cannot_go_with_it_ends_the_migration() -> None:
+    whole = other_arrays(live(short(NEWER)))
+    bare = without_vmdesc(live(short(NEWER)))
+    rewriter = Rewriter(downgrade(), live=True)
+    feed(rewriter, bare)
+    rewriter.vmdesc_overdue()
+    with pytest.raises(UnlocatableSectionError, match="register arrays"):
+        feed(rewriter, whole[len(bare) :])
+    assert not rewriter.complete
+    assert rewriter.report.outcome is Outcome.REFUSED
+
+
+def test_a_vmdesc_that_cannot_go_with_it_ends_the_migration() -> None:
+    """Arrays that it has as one element: their length is right, and there is no number to change."""
+    stream = live(short(NEWER))
+    at = len(without_vmdesc(stream))
+    text = json.loads(stream[at + 5 :])
+    for device in text["devices"]:
+        for field in device["fields"]:
+            if field["name"] in ("cpreg_vmstate_indexes", "cpreg_vmstate_values"):
+                field["size"] *= field.pop("array_len")
+    changed = json.dumps(text).encode()
+    stream = stream[: at + 1] + struct.pack(">I", len(changed)) + changed
+    rewriter = Rewriter(downgrade(), live=True)
+    out = bytearray()
+    with pytest.raises(UnlocatableSectionError, match="register arrays"):
+        feed_all(rewriter, stream, out)
+    assert len(out) <= device_state(live(short(NEWER))).offset
+    assert (rewriter.report.outcome, rewriter.report.changes) == (Outcome.REFUSED, [])
+    assert not rewriter.complete
+    # Who only watches needs no such number.
+    assert passed(Rewriter(downgrade(mode=Mode.OBSERVE), live=True), [stream]) == stream
+
+
+def test_two_vcpus_of_one_index_are_both_judged() -> None:
+    """No QEMU sends that; the last one's verdicts must not hide the first one's."""
+    stream = short(SMP2).replace(b"\x03cpu\0\0\0\1\0\0\0\x16", b"\x03cpu\0\0\0\0\0\0\0\x16", 1)
+    stream = stream.replace(b'"name": "cpu", "instance_id": 1', b'"name": "cpu", "instance_id": 0', 1)
+    at = stream.index(R0.to_bytes(8, "big"))
+    rewriter = Rewriter(judge(R0), live=False)
+    with pytest.raises(RefusedError, match="0x411fd080"):
+        passed(rewriter, [stream[:at] + 0x411FD080.to_bytes(8, "big") + stream[at + 8 :]])
+    assert rewriter.report.changes == []
+    changed = passed(Rewriter(judge(R0), live=False), [stream])
+    assert changed == stream.replace(R0.to_bytes(8, "big"), R3.to_bytes(8, "big"))
+
+
+# --- a kernel that cannot be asked
+
+
+@dataclass
+class Mute:
+    """A trial that answers some vCPUs, and then no more."""
+
+    answers: int
+
+    def refused(self, _: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
+        if not self.answers:
+            raise KvmError("/dev/kvm: Permission denied")
+        self.answers -= 1
+        return {MIDR_EL1: "this host's KVM answers EINVAL"}
+
+
+def mute(answers: int, mode: Mode = Mode.REPAIR) -> Judge:
+    return judge(R0, mode=mode, trial=Mute(answers))
+
+
+@pytest.mark.parametrize("mode", [Mode.REPAIR, Mode.BLIND])
+@pytest.mark.parametrize("answers", [0, 1, 2, 3])
+def test_a_kernel_that_does_not_answer_lets_nothing_go(answers: int, mode: Mode) -> None:
+    """Be it for the first vCPU, for the list of it that was repaired, or for the second."""
+    stream = live(short(SMP2))
+    rewriter = Rewriter(mute(answers, mode), live=True)
+    out = bytearray()
+    # The repaired list is refused, too; the migration ends either way.
+    with pytest.raises(KvmError, match="Permission denied"):
+        feed_all(rewriter, stream, out)
+    assert stream.startswith(out)
+    assert len(out) <= device_state(stream).offset
+    assert not rewriter.complete
+    report = rewriter.report
+    assert (report.outcome, report.exit_code, report.changes) == (Outcome.FAILED, ExitCode.FAILED, [])
+    assert report.reason == "/dev/kvm: Permission denied"
+    with pytest.raises(KvmError):
+        rewriter.feed(b"x")
+    with pytest.raises(KvmError):
+        rewriter.end()
+
+
+@pytest.mark.parametrize("step", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_a_live_observer_goes_on_without_the_kernel(answers: int, step: int) -> None:
+    stream = live(short(SMP2))
+    rewriter = Rewriter(mute(answers, Mode.OBSERVE), live=True)
+    assert passed(rewriter, cut(stream, range(0, len(stream), step))) == stream
+    assert rewriter.complete
+    assert rewriter.report.reason == "/dev/kvm: Permission denied"
+    assert rewriter.report.changes == []
+
+
+def test_a_live_observer_loses_no_late_vmdesc_either() -> None:
+    stream = live(short(SMP2))
+    bare = without_vmdesc(stream)
+    rewriter = Rewriter(mute(0, Mode.OBSERVE), live=True)
+    out = feed(rewriter, bare) + b"".join(bytes(raw) for raw in rewriter.vmdesc_overdue())
+    assert out == bare
+    assert out + passed(rewriter, [stream[len(bare) :]]) == stream
+
+
+def test_an_offline_observer_says_that_it_cannot() -> None:
+    rewriter = Rewriter(mute(0, Mode.OBSERVE), live=False)
+    with pytest.raises(KvmError):
+        passed(rewriter, [short(SMP2)])
+    assert rewriter.report.exit_code is ExitCode.FAILED
+
+
+def test_the_refusal_of_firmware_says_what_the_guest_would_lose() -> None:
+    register = parse_register("KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1")
+    stream = with_value(short(SMP2), register, 1, 1)
+    with pytest.raises(RefusedError) as caught:
+        passed(Rewriter(judge(R0), live=False), [stream])
+    said = str(caught.value)
+    assert "instance 1: KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1: " in said
+    assert "AVAIL on the source, NOT_AVAIL on the destination" in said
+    assert "never lowered" in said
