@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo lab matrix test check format clean system
+.PHONY: help demo lab matrix captures test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite b
 
 matrix: $(READY) ## move a guest between every two lab hosts, and compare with what was predicted (15 minutes)
 	$(BIN)/python -m tests.lab.matrix
+
+captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
+	$(BIN)/python -m tests.lab.captures
 
 test: check ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest

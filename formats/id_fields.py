@@ -92,7 +92,7 @@ def fields_of(register_id: int) -> tuple[IdField, ...]:
     names = [name]
     if register_id >> 56 == _AARCH32:
         name = name.removesuffix("_S")
-        names = [f"{name}_EL1", f"{name}_EL0"]
+        names = [f"{name}_EL1", f"{name}_EL0", name]
     table = _table()
     fields = next((table[name] for name in names if name in table), ())
     bits = 8 * size_of(register_id)

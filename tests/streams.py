@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from formats.events import (
@@ -27,10 +26,9 @@ from formats.events import (
 )
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream import StreamParser
+from tests.captures import CAPTURES, read_manifest
 
-ROOT = Path(__file__).resolve().parents[1]
-CAPTURES = ROOT / "captures"
-NAMES = sorted(path.stem for path in CAPTURES.glob("*.xz"))
+NAMES = sorted(one.name for one in read_manifest() if one.saved_on_kvm)
 SMP2 = "kvm-trixie-a57r0-smp2"
 
 CPREG_COUNT_AT = 568

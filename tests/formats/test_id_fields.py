@@ -16,9 +16,10 @@ from formats.id_fields import IdField, Order, differing, fields_of, refused_fiel
 from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe, parse_register
 from proxy.offline import read_vcpus
+from tests.captures import read_manifest
 
 ROOT = Path(__file__).parents[2]
-CAPTURES = sorted(path.stem for path in (ROOT / "captures").glob("*.xz"))
+CAPTURES = sorted(one.name for one in read_manifest() if one.arm64 and one.whole)
 
 ENTRY = re.compile(r"[0-9]{1,2}(:[0-9]{1,2})?( signed)?( (lower|higher|higher-or-zero|exact))?")
 ALL_BITS = 2**64 - 1
@@ -79,7 +80,8 @@ def test_every_identification_register_with_a_name_has_fields() -> None:
     identification = {name for name in entries if describe(parse_register(name)).kind is Kind.IDENTIFICATION}
     # All of ID_AA64AFR1_EL1 is reserved; MPIDR_EL1 is the guest's own state, and listed so that it can be read.
     assert identification - set(REGISTERS) == {"ID_AA64AFR1_EL1"}
-    assert set(REGISTERS) - identification == {"MPIDR_EL1"}
+    aarch32 = {"DBGDIDR", "DBGDEVID_QEMU", "DBGDEVID1_QEMU"}
+    assert set(REGISTERS) - identification == {"MPIDR_EL1"} | aarch32
 
 
 @pytest.mark.parametrize("register", [name for name in REGISTERS if re.match(r"ID_|MVFR", name)])
@@ -176,7 +178,7 @@ def test_an_aarch32_register_has_the_fields_of_the_lower_half(twin: str, registe
 
 
 @pytest.mark.parametrize(
-    "register", ["SCTLR_EL1", "ID_RES_3_0_0_3_3", "ID_AA64AFR1_EL1", "DBGDIDR", "ID_RES_P15_0_C0_C15_0", "0x1234"]
+    "register", ["SCTLR_EL1", "ID_RES_3_0_0_3_3", "ID_AA64AFR1_EL1", "DBGDRAR", "ID_RES_P15_0_C0_C15_0", "0x1234"]
 )
 def test_other_registers_have_no_fields_but_no_bit_is_lost(register: str) -> None:
     register_id = parse_register(register)

@@ -19,7 +19,8 @@ from formats.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError, ProxyError
 from proxy.host import write_profile
 from proxy.source import HostRegisters, read_source
-from tests.proxy.helpers import CAPTURES, NAMES, R0, R3, capture, device_state, profile, short, value
+from tests.captures import CAPTURES
+from tests.proxy.helpers import NAMES, R0, R3, capture, device_state, profile, short, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
