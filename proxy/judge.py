@@ -5,10 +5,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from formats.id_fields import differing
+from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe
 from proxy.acceptance import NO_SUCH_REGISTER, refused_by
 from proxy.harmless import harmless
 from proxy.policy import NO_MIDR, Mode, Policy
+from proxy.rules import RuleAction
+from proxy.whitelist import pairing_for
 
 if TYPE_CHECKING:
     from proxy.host import HostProfile
@@ -122,20 +126,19 @@ class Judge:
             elif own is None or value is None or own == value:
                 if why is not None:
                     yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, _NO_WAY, why)
-            elif describe(register).invariant and (why is not None or self.policy.mode is Mode.BLIND):
-                yield self._difference(registers.vcpu, register, value, own, why or "")
-            elif why is not None:
-                yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, _rule_for(register), why)
             else:
-                yield Verdict(registers.vcpu, register, Action.ACCEPT, value, own, "the destination takes it")
+                yield self._difference(registers.vcpu, register, value, own, why)
 
     def _processor(self, registers: Registers, host: "HostProfile") -> Verdict | None:
         """Refuse a source processor that is neither the destination's own nor whitelisted."""
         midr = registers.get(MIDR_EL1)
-        if midr == host.midr or midr in self.policy.whitelist:
+        if midr == host.midr or pairing_for(self.policy.whitelist, midr, host.midr) is not None:
             return None
-        what = "the stream holds no processor id (a TCG guest)" if midr is None else f"processor id {midr:#x}"
-        listed = ", ".join(NO_MIDR if known is None else f"{known:#x}" for known in self.policy.whitelist) or "nothing"
+        if midr is None:
+            what = "the stream holds no processor id (a TCG guest)"
+        else:
+            what = f"processor id {midr:#x} ({parse_midr_el1(midr)})"
+        listed = ", ".join(map(str, self.policy.whitelist)) or "nothing"
         word = NO_MIDR if midr is None else f"{midr:#x}"
         return Verdict(
             registers.vcpu,
@@ -163,8 +166,9 @@ class Judge:
         kind = describe(register).kind
         if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
             return verdict(Action.REFUSE, _FIRMWARE)
-        if register in self.policy.drop:
-            return verdict(Action.DROP, self.policy.drop[register])
+        rule = self.policy.rules.for_register(register)
+        if rule is not None and rule.action is RuleAction.DROP:
+            return verdict(Action.DROP, str(rule))
         name = describe(register).name
         return verdict(
             Action.REFUSE,
@@ -172,25 +176,32 @@ class Judge:
             f"--allow-drop {name}, or registers.drop in the policy; or use a source with the same kernel and features",
         )
 
-    def _difference(self, vcpu: int, register: int, old: int, new: int, why: str) -> Verdict:
-        if self.policy.mode is Mode.BLIND:
-            return Verdict(vcpu, register, Action.SWAP, old, new, "mode blind", why)
-        listed = self.policy.swap.get(register)
-        if listed is None:
-            name = describe(register).name
-            return Verdict(
-                vcpu,
-                register,
-                Action.REFUSE,
-                old,
-                new,
-                f"{old:#x} on the source and {new:#x} on the destination, and the policy does not list it; if the "
-                f"guest can do with that, list it: --allow-register {name}, or registers.swap in the policy",
-                why,
-            )
-        if register == MIDR_EL1 and old in self.policy.whitelist:
-            listed = f"{self.policy.whitelist[old]} {old:#x}"
-        return Verdict(vcpu, register, Action.SWAP, old, new, listed, why)
+    def _difference(self, vcpu: int, register: int, old: int, new: int, why: str | None) -> Verdict:
+        """Judge a register that the destination has with another value; `why` it does not take it, if it does not."""
+
+        def verdict(action: Action, rule: str) -> Verdict:
+            return Verdict(vcpu, register, action, old, new, rule, why or "")
+
+        fields = [field.name for field in differing(register, old, new)]
+        rules = {name: self.policy.rules.for_field(register, name) for name in fields}
+        strict = next((rule for rule in rules.values() if rule and rule.action is RuleAction.REFUSE), None)
+        if strict is not None:
+            return verdict(Action.REFUSE, f"{strict}: it has to be the same on both sides")
+        kept = next((rule for rule in rules.values() if rule and rule.action is RuleAction.KEEP), None)
+        invariant = describe(register).invariant
+        if why is None and (kept is not None or not invariant or self.policy.mode is not Mode.BLIND):
+            return verdict(Action.ACCEPT, "the destination takes it")
+        if kept is not None:
+            return verdict(Action.REFUSE, f"{kept}: it keeps its value, which the destination does not take")
+        swaps = {name: rule for name, rule in rules.items() if rule is not None and rule.action is RuleAction.SWAP}
+        if invariant and self.policy.mode is Mode.BLIND:
+            return verdict(Action.SWAP, "mode blind")
+        if len(swaps) < len(rules) or not rules:
+            return verdict(Action.REFUSE, _unlisted(register, old, new, [name for name in fields if name not in swaps]))
+        pairing = pairing_for(self.policy.whitelist, old, new) if register == MIDR_EL1 else None
+        if pairing is not None:
+            return verdict(Action.SWAP, pairing.rule(old))
+        return verdict(Action.SWAP, "; ".join(dict.fromkeys(map(str, swaps.values()))))
 
     def _still_refused(self, registers: Registers, verdicts: list[Verdict]) -> Iterator[Verdict]:
         """Try what would go on; a kernel may refuse a register for the sake of another."""
@@ -211,5 +222,15 @@ _NO_WAY = "the destination does not take the guest's own state; no rule can chan
 _FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"
 
 
-def _rule_for(register: int) -> str:
-    return _FIRMWARE if describe(register).kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP) else _NO_WAY
+def _unlisted(register: int, old: int, new: int, fields: list[str]) -> str:
+    """Say that no rule lets a register change, and what would."""
+    kind = describe(register).kind
+    if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
+        return _FIRMWARE
+    if not describe(register).invariant:
+        return _NO_WAY
+    name = describe(register).name
+    return (
+        f"{old:#x} on the source and {new:#x} on the destination, and the policy does not list {', '.join(fields)}; if "
+        f"the guest can do with that, list it: --allow-register {name}, or registers.swap in the policy"
+    )

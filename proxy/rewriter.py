@@ -54,7 +54,9 @@ class Rewriter:
         self.report = Report(mode=judge.policy.mode.value)
         self._judge = judge
         self._observing = judge.policy.mode is Mode.OBSERVE
-        self._require_return_path = live and not allow_no_return_path
+        self._require = judge.policy.require
+        self._require_return_path = live and self._require.return_path and not allow_no_return_path
+        self._require_machine = bool(self._require.machines)
         self._keep_going = live and self._observing
         self._parser = StreamParser(device_state_limit=device_state_limit)
         self._given_up = False
@@ -136,7 +138,10 @@ class Rewriter:
         if isinstance(event, FileHeader | Configuration | Command):
             if isinstance(event, Configuration):
                 self.report.machine = event.machine
+                self._check_machine(event.machine, event.offset)
             return event.raw
+        if self._require_machine:
+            self._check_machine("", event.offset)
         if self._require_return_path and not self._parser.return_path:
             self._require_return_path = False
             self._refuse(f"offset {event.offset:#x}: {NO_RETURN_PATH}")
@@ -146,8 +151,20 @@ class Rewriter:
             return vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
         return event.raw
 
+    def _check_machine(self, machine: str, offset: int) -> None:
+        self._require_machine = False
+        if not self._require.takes_machine(machine):
+            what = f"machine type {machine}" if machine else "a stream that does not say its machine type"
+            listed = ", ".join(self._require.machines)
+            self._refuse(f"offset {offset:#x}: {what}, and the policy's require.machines has {listed}")
+
     def _judged(self, state: DeviceState) -> Raw:
         """Judge every vCPU, then change what is to be changed: values in place, registers that go in a copy."""
+        if self._require.vmdesc and state.vmdesc is None and not state.early:
+            self._refuse(
+                f"offset {state.offset:#x}, section device state: there is no vmdesc, and the policy's require.vmdesc "
+                "wants one; start the source with suppress-vmdesc=off"
+            )
         vcpus = open_vcpus(state)
         self.report.vcpus += len(vcpus)
         # Not by index: no vCPU's verdicts may hide behind those of one that claims the same.

@@ -1,5 +1,8 @@
 """The words by which files and options name registers, their values, and processors."""
 
+import difflib
+
+from formats.processors import Processors, UnknownProcessorError, parse_processors
 from formats.sysreg import Kind, UnknownRegisterError, describe, parse_register
 from proxy.errors import ConfigError
 from proxy.policy import NO_MIDR
@@ -44,6 +47,49 @@ def parse_midr(text: str, where: str) -> int | None:
     if not 0 < midr < 1 << 32:
         raise ConfigError(f"{where}: {text!r} is no MIDR_EL1 value; write it as 0x411fd070, or {NO_MIDR!r}")
     return midr
+
+
+def parse_source(text: str, where: str) -> Processors | None:
+    """Return processors that guests may come from; None for the word that stands for streams without a processor id.
+
+    Raises:
+        ConfigError: It is neither; `where` names the file and the key, or the option.
+    """
+    return None if text.strip().lower() == NO_MIDR else whitelisted_processors(text, where)
+
+
+def whitelisted_processors(text: str, where: str) -> Processors:
+    """Return the processors that a whitelist names; see `formats.processors.parse_processors`.
+
+    Raises:
+        ConfigError: It names none; `where` names the file and the key, or the option.
+    """
+    try:
+        return parse_processors(text)
+    except UnknownProcessorError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def suggested(name: str, names: list[str]) -> str:
+    """Return what to add to an error about an unknown name: names that look like it, or all of them."""
+    close = difflib.get_close_matches(name, names, n=3)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; it has {', '.join(names)}" if names else ""
+
+
+def host_register(name: str, where: str) -> int:
+    """Return the id of a register whose value belongs to the host: processor, caches, firmware.
+
+    Raises:
+        ConfigError: There is no such register, or its value belongs to the guest.
+    """
+    register = describe(register_id(name, where))
+    if not register.invariant and register.kind not in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
+        raise ConfigError(
+            f"{where}: {register.name} is of kind {register.kind.value}: the guest's own, and never touched"
+        )
+    return register.id
 
 
 def invariant_register(name: str, where: str) -> int:

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
-from formats.sysreg import MIDR_EL1
+from formats.sysreg import MIDR_EL1, describe
 from proxy.errors import ConfigError
 from proxy.host import HostProfile
 from proxy.judge import Judge
 from proxy.kvm import Feature
-from proxy.policy import DEFAULT_SWAP, NO_MIDR, Mode, Policy
-from proxy.words import droppable_register, invariant_register, parse_midr
+from proxy.policy import NO_MIDR, Mode, Policy
+from proxy.rules import Rule, RuleAction, Rules
+from proxy.whitelist import Pairing
+from proxy.words import droppable_register, invariant_register, parse_midr, parse_source
 
 _MODES = [mode.value for mode in Mode]
 
@@ -123,6 +126,10 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "say what the destination is: --host PROFILE, --midr ID, or --kvm for this host; or only watch: "
                 "--mode observe"
             )
+        required = judge.policy.require.device_state_limit
+        given = click.get_current_context().get_parameter_source("device_state_limit")
+        if required is not None and given is ParameterSource.DEFAULT:
+            device_state_limit = required
         return command(*args, options=JudgeOptions(judge, device_state_limit), **kwargs)
 
     return wrapper
@@ -140,21 +147,32 @@ def _policy(
     path: Path | None, midrs: tuple[str, ...], registers: tuple[str, ...], drops: tuple[str, ...], mode: str | None
 ) -> Policy:
     if path is None:
-        policy = Policy({}, dict(DEFAULT_SWAP))
+        policy = Policy()
     else:
         from proxy.policy_file import load_policy
 
         policy = load_policy(path)
-    whitelist = {parse_midr(text, "--allow-midr"): "--allow-midr" for text in _each(midrs)}
-    swap = {invariant_register(name, "--allow-register"): "--allow-register" for name in _each(registers)}
-    drop = {droppable_register(name, "--allow-drop"): "--allow-drop" for name in _each(drops)}
+    whitelist = [Pairing("--allow-midr", (parse_source(text, "--allow-midr"),)) for text in _each(midrs)]
+    added = [(invariant_register(name, "--allow-register"), RuleAction.SWAP) for name in _each(registers)]
+    added += [(droppable_register(name, "--allow-drop"), RuleAction.DROP) for name in _each(drops)]
     return replace(
         policy,
-        whitelist=policy.whitelist | whitelist,
-        swap=policy.swap | swap,
-        drop=policy.drop | drop,
+        whitelist=(*policy.whitelist, *whitelist),
+        rules=_with_options(policy.rules, added),
         mode=policy.mode if mode is None else Mode(mode),
     )
+
+
+def _with_options(rules: Rules, added: "list[tuple[int, RuleAction]]") -> Rules:
+    """Add the options' rules; what the policy file forbids, no option allows."""
+    by_register = dict(rules.by_register)
+    for register, action in added:
+        option = "--allow-drop" if action is RuleAction.DROP else "--allow-register"
+        for rule in by_register.get(register, ()):
+            if rule.action in (RuleAction.REFUSE, RuleAction.KEEP):
+                raise ConfigError(f"{option} {describe(register).name}: {rule.where} says {rule.action}")
+        by_register[register] = (Rule(option, action),)
+    return Rules(by_register)
 
 
 def _destination(path: Path | None, midr: str | None) -> HostProfile | None:

@@ -7,19 +7,22 @@ import lzma
 import re
 import struct
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from formats.arm_cpu import RegisterList
 from formats.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
+from formats.processors import parse_processors
 from formats.records import RecordType
 from formats.stream import StreamParser
 from formats.sysreg import MIDR_EL1, parse_register
 from proxy.host import HostProfile, learn_profile
 from proxy.judge import Judge
 from proxy.offline import read_vcpus
-from proxy.policy import DEFAULT_SWAP, Mode, Policy
+from proxy.policy import Mode, Policy
+from proxy.rules import Rule, RuleAction, Rules
+from proxy.whitelist import Pairing
+from tests.captures import CAPTURES, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,9 +31,8 @@ if TYPE_CHECKING:
     from proxy.judge import Trial
     from proxy.rewriter import Rewriter
 
-ROOT = Path(__file__).resolve().parents[2]
-CAPTURES = ROOT / "captures"
-NAMES = sorted(path.stem for path in CAPTURES.glob("*.xz"))
+ROOT = CAPTURES.parent
+NAMES = sorted(one.name for one in read_manifest() if one.saved_on_kvm)
 
 R0, R3 = 0x411FD070, 0x411FD073
 """The processor ids of the two hosts that differ in nothing else."""
@@ -164,14 +166,25 @@ def judge(
     *allowed: int | None,
     host: HostProfile | None = None,
     mode: Mode = Mode.REPAIR,
-    swap: Mapping[int, str] = DEFAULT_SWAP,
+    swap: Mapping[int, str] = MappingProxyType({MIDR_EL1: "default"}),
     drop: Mapping[int, str] = MappingProxyType({}),
     drop_harmless: bool = True,
     trial: Trial | None = None,
 ) -> Judge:
     """Return a judge of a repair on the r3 host that vouches for the processor ids `allowed`."""
-    policy = Policy({midr: "whitelist" for midr in allowed}, dict(swap), mode, dict(drop), drop_harmless)
+    policy = Policy(tuple(map(pairing, allowed)), rules(swap, drop), mode, drop_harmless)
     return Judge(policy, profile("kvm-trixie-a57r3") if host is None else host, trial)
+
+
+def pairing(midr: int | None, where: str = "whitelist") -> Pairing:
+    """Return a whitelist entry that lets a processor's guests come to any destination."""
+    return Pairing(where, (None if midr is None else parse_processors(f"{midr:#x}"),))
+
+
+def rules(swap: Mapping[int, str], drop: Mapping[int, str] = MappingProxyType({})) -> Rules:
+    """Return rules for whole registers, each with where it stands."""
+    found = {register: (Rule(where, RuleAction.SWAP),) for register, where in swap.items()}
+    return Rules(found | {register: (Rule(where, RuleAction.DROP),) for register, where in drop.items()})
 
 
 def downgrade(**options: Any) -> Judge:  # noqa: ANN401

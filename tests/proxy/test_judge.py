@@ -13,7 +13,7 @@ from proxy.host import HostProfile
 from proxy.judge import Action, Judge
 from proxy.policy import Mode, Policy
 from proxy.source import HostRegisters
-from tests.proxy.helpers import PSCI_VERSION, R0, R3, REVIDR_EL1, judge, midr_only, registers
+from tests.proxy.helpers import PSCI_VERSION, R0, R3, REVIDR_EL1, judge, midr_only, pairing, registers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,8 +57,8 @@ def test_an_unlisted_processor_is_refused_in_every_mode(mode: Mode) -> None:
 
 def test_the_refusal_of_a_processor_says_what_would_let_it_pass() -> None:
     (verdict,) = judge(0x410FD034, None, host=HOST).judge(registers(SAME | {MIDR_EL1: R0}))
-    assert "processor id 0x411fd070" in verdict.rule
-    assert "the whitelist has 0x410fd034, none" in verdict.rule
+    assert "processor id 0x411fd070 (Arm Cortex-A57 r1p0)" in verdict.rule
+    assert "the whitelist has Arm Cortex-A53 r0p4, none" in verdict.rule
     assert "--allow-midr 0x411fd070" in verdict.rule
 
 
@@ -110,7 +110,7 @@ def test_a_listed_processor_is_not_swapped_when_its_register_is_not_listed() -> 
 
 
 def test_the_rule_says_which_entry_let_the_processor_come() -> None:
-    policy = Policy({R0: "policy.toml: whitelist"}, {MIDR_EL1: "default"})
+    policy = Policy((pairing(R0, "policy.toml: whitelist"),))
     (verdict,) = Judge(policy, HOST).judge(registers(SAME | {MIDR_EL1: R0}))
     assert verdict.rule == "policy.toml: whitelist 0x411fd070"
 
@@ -161,7 +161,7 @@ def test_registers_that_only_the_destination_has_do_not_matter() -> None:
 
 
 def test_without_a_destination_there_is_nothing_to_judge() -> None:
-    assert list(Judge(Policy({}, {}, Mode.OBSERVE), None).judge(registers(SAME))) == []
+    assert list(Judge(Policy(mode=Mode.OBSERVE), None).judge(registers(SAME))) == []
 
 
 # --- what the destination takes, and what it lacks

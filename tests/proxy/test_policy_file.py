@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from formats.processors import parse_processors
 from formats.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError
-from proxy.policy import DEFAULT_SWAP, Mode, Policy
+from proxy.policy import DEFAULT_RULES, Mode, Policy
 from proxy.policy_file import load_policy
-from tests.proxy.helpers import R0, REVIDR_EL1
+from proxy.rules import RuleAction
+from tests.proxy.helpers import REVIDR_EL1
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,13 @@ def load(tmp_path: Path, text: str) -> Policy:
     path = tmp_path / "policy.toml"
     path.write_text(text, encoding="utf-8")
     return load_policy(path)
+
+
+def listed(policy: Policy, action: RuleAction) -> dict[int, str]:
+    """Return where each register with a rule of that kind was listed."""
+    return {
+        register: rule.where for register, (rule,) in policy.rules.by_register.items() if rule.action is action
+    }
 
 
 def test_a_whole_policy(tmp_path: Path) -> None:
@@ -36,25 +45,26 @@ def test_a_whole_policy(tmp_path: Path) -> None:
     )
     path = str(tmp_path / "policy.toml")
     assert policy.mode is Mode.BLIND
-    assert policy.whitelist.keys() == {R0, None}
-    assert policy.swap.keys() == {REVIDR_EL1, MIDR_EL1}
-    assert all(path in where for where in (*policy.whitelist.values(), *policy.swap.values()))
+    assert [one.sources for one in policy.whitelist] == [(parse_processors("0x411fd070"),), (None,)]
+    assert {one.where for one in policy.whitelist} == {f"{path}:5: whitelist.midr"}
+    assert listed(policy, RuleAction.SWAP) == dict.fromkeys((REVIDR_EL1, MIDR_EL1), f"{path}:7: registers.swap")
 
 
 def test_the_least_policy_lets_nobody_come(tmp_path: Path) -> None:
     policy = load(tmp_path, "schema_version = 1")
-    assert policy.whitelist == {}
+    assert policy.whitelist == ()
     assert policy.mode is Mode.REPAIR
-    assert policy.swap.keys() == DEFAULT_SWAP.keys() == {MIDR_EL1}
+    assert policy.rules == DEFAULT_RULES
+    assert listed(policy, RuleAction.SWAP).keys() == {MIDR_EL1}
 
 
 def test_an_empty_swap_list_lets_nothing_change(tmp_path: Path) -> None:
-    assert load(tmp_path, "schema_version = 1\nregisters.swap = []").swap == {}
+    assert load(tmp_path, "schema_version = 1\nregisters.swap = []").rules.by_register == {}
 
 
 def test_nothing_is_left_out_but_what_is_harmless_when_nothing_is_said(tmp_path: Path) -> None:
     policy = load(tmp_path, "schema_version = 1")
-    assert (policy.drop, policy.drop_harmless) == ({}, True)
+    assert (listed(policy, RuleAction.DROP), policy.drop_harmless) == ({}, True)
 
 
 def test_what_may_be_left_out(tmp_path: Path) -> None:
@@ -68,9 +78,10 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
         """,
     )
     names = ("ACTLR_EL1", "CNTPCT_EL0", "CCSIDR_EL1[3]", "0x603000000013ffff", "TCR2_EL1")
-    assert policy.drop == {parse_register(name): f"{tmp_path / 'policy.toml'}:4: registers.drop" for name in names}
+    where = f"{tmp_path / 'policy.toml'}:4: registers.drop"
+    assert listed(policy, RuleAction.DROP) == {parse_register(name): where for name in names}
     assert policy.drop_harmless is False
-    assert policy.swap.keys() == {MIDR_EL1}
+    assert listed(policy, RuleAction.SWAP).keys() == {MIDR_EL1}
 
 
 @pytest.mark.parametrize(
