@@ -26,9 +26,7 @@ def load(tmp_path: Path, text: str) -> Policy:
 
 def listed(policy: Policy, action: RuleAction) -> dict[int, str]:
     """Return where each register with a rule of that kind was listed."""
-    return {
-        register: rule.where for register, (rule,) in policy.rules.by_register.items() if rule.action is action
-    }
+    return {register: rule.where for register, (rule,) in policy.rules.by_register.items() if rule.action is action}
 
 
 def test_a_whole_policy(tmp_path: Path) -> None:
