@@ -1,17 +1,49 @@
 """The return path: what the destination tells the source on the same connection.
 
-A message is be16 type, be16 length, payload. It is only listened to: the proxy passes its bytes on as they come.
-Source: QEMU `migration/migration.h` (`MIG_RP_MSG_*`), `migration/migration.c` (`source_return_path_thread`).
+A message is be16 type, be16 length, payload. A migration's own are only listened to: the proxy passes their bytes on
+as they come. Where there is no destination, `pong` and `shut` are what one would say.
+Source: QEMU `migration/migration.c` (`enum mig_rp_message_type`, `source_return_path_thread`).
 """
 
+import enum
+from collections import Counter
 from struct import Struct
 from typing import Final
 
 from formats.events import Raw
 
-SHUT: Final = 1
+
+class MessageType(enum.IntEnum):
+    """What a message says (`MIG_RP_MSG_*`)."""
+
+    SHUT = 1
+    """be32 value: the last message; 0 when the destination has the guest."""
+    PONG = 2
+    """be32: the value of the PING that it answers."""
+    REQ_PAGES_ID = 3
+    REQ_PAGES = 4
+    RECV_BITMAP = 5
+    RESUME_ACK = 6
+    SWITCHOVER_ACK = 7
+
+
+POSTCOPY_REQUESTS: Final = frozenset(
+    {MessageType.REQ_PAGES_ID, MessageType.REQ_PAGES, MessageType.RECV_BITMAP, MessageType.RESUME_ACK}
+)
+"""What only a running source can answer; a destination sends none of them in precopy."""
+
 _HEADER: Final = Struct(">HH")
 _BE32: Final = Struct(">I")
+
+
+def shut(value: int) -> bytes:
+    """Return the message that ends the return path; with any value but 0 the source keeps its guest."""
+    return _HEADER.pack(MessageType.SHUT, _BE32.size) + _BE32.pack(value)
+
+
+def pong(ping: bytes) -> bytes:
+    """Return the answer to a PING; `ping` is its payload."""
+    return _HEADER.pack(MessageType.PONG, len(ping)) + ping
 
 
 class ReturnPathListener:
@@ -19,10 +51,12 @@ class ReturnPathListener:
 
     Attributes:
         shut: The value of SHUT: 0 when the destination has the guest, another when it failed; None before.
+        heard: How many messages of each type have begun; the types are numbers, known or not.
     """
 
     def __init__(self) -> None:
         self.shut: int | None = None
+        self.heard: Counter[int] = Counter()
         self._partial = b""
         self._payload_left = 0
 
@@ -36,10 +70,11 @@ class ReturnPathListener:
             if len(rest) < _HEADER.size:
                 break
             kind, length = _HEADER.unpack_from(rest)
-            if kind == SHUT and length == _BE32.size:
+            if kind == MessageType.SHUT and length == _BE32.size:
                 if len(rest) < _HEADER.size + length:
                     break
                 (self.shut,) = _BE32.unpack_from(rest, _HEADER.size)
+            self.heard[kind] += 1
             rest = rest[_HEADER.size :]
             self._payload_left = length
         self._partial = bytes(rest)

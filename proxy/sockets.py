@@ -1,20 +1,23 @@
-"""TCP sockets as the relay needs them: dialled, bound, tuned, and reset. OSErrors become PeerErrors here."""
+"""TCP sockets as migrations need them: dialled, bound, tuned, pumped, and reset. OSErrors become PeerErrors here."""
 
 import errno
 import struct
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from formats.errors import FormatError
 from proxy.address import LOOPBACK, TcpAddress, format_address
-from proxy.errors import ConfigError, PeerError
+from proxy.errors import ConfigError, PeerError, ProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 _DIAL_TIMEOUT: Final = 30.0
 _RESET: Final = struct.pack("ii", 1, 0)
+_OPENING: Final = 64 << 10
+_BREATH: Final = 0.2
 
 
 async def bind(address: TcpAddress) -> list[trio.SocketListener]:
@@ -41,6 +44,47 @@ async def bind(address: TcpAddress) -> list[trio.SocketListener]:
     except OSError as error:
         raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from error
     return listeners
+
+
+async def first_to_speak(
+    listeners: list[trio.SocketListener], say: "Callable[[str], None]"
+) -> tuple[trio.socket.SocketType, bytes]:
+    """Wait for a connection that brings bytes, not only its end as a port scan does.
+
+    Returns:
+        The connection, and its first bytes. The listeners, and all other connections, are closed.
+    """
+    chosen: list[tuple[trio.socket.SocketType, bytes]] = []
+    async with trio.open_nursery() as nursery:
+
+        async def accept(listener: trio.SocketListener) -> None:
+            async with listener:
+                while True:
+                    try:
+                        stream = await listener.accept()
+                    except OSError as error:
+                        say(f"cannot accept a connection just now: {error.strerror or error}")
+                        await trio.sleep(_BREATH)
+                    else:
+                        nursery.start_soon(greet, stream.socket)
+
+        async def greet(sock: trio.socket.SocketType) -> None:
+            opening, peer = b"", peer_name(sock)
+            try:
+                with suppress(OSError):
+                    opening = await sock.recv(_OPENING)
+                if not opening:
+                    say(f"{peer} connected and left without a word")
+                elif not chosen:
+                    chosen.append((sock, opening))
+                    nursery.cancel_scope.cancel()
+            finally:
+                if not any(sock is taken for taken, _ in chosen):
+                    reset(sock)
+
+        for listener in listeners:
+            nursery.start_soon(accept, listener)
+    return chosen[0]
 
 
 async def dial(address: TcpAddress) -> trio.socket.SocketType:
@@ -113,6 +157,38 @@ async def send(sock: trio.socket.SocketType, data: bytes | bytearray | memoryvie
         sent = 0
         while sent < len(view):
             sent += await sock.send(view[sent:])
+
+
+async def receive(sock: trio.socket.SocketType, buffer: memoryview, peer: str) -> memoryview:
+    """Receive into a buffer; return what came, nothing at the end.
+
+    Raises:
+        PeerError: The connection broke.
+    """
+    async with translated(peer):
+        return buffer[: await sock.recv_into(buffer)]
+
+
+async def together(*pumps: "Awaitable[None]") -> None:
+    """Run pumps until all have ended.
+
+    Raises:
+        ProxyError, FormatError: The first one's that failed, alone; the others were cancelled.
+    """
+    problem: list[ProxyError | FormatError] = []
+    async with trio.open_nursery() as nursery:
+
+        async def guarded(pump: "Awaitable[None]") -> None:
+            try:
+                await pump
+            except (ProxyError, FormatError) as error:
+                problem.append(error)
+                nursery.cancel_scope.cancel()
+
+        for pump in pumps:
+            nursery.start_soon(guarded, pump)
+    if problem:
+        raise problem[0]
 
 
 def peer_name(sock: trio.socket.SocketType) -> str:

@@ -27,6 +27,8 @@ Exit codes:
         "run": "proxy.cli.run",
         "check": "proxy.cli.check",
         "rewrite": "proxy.cli.rewrite",
+        "record": "proxy.cli.record",
+        "replay": "proxy.cli.replay",
         "inspect": "proxy.cli.inspect",
         "host": "proxy.cli.host",
     },
