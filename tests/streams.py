@@ -29,6 +29,7 @@ from formats.stream import StreamParser
 from tests.captures import CAPTURES, read_manifest
 
 NAMES = sorted(one.name for one in read_manifest() if one.saved_on_kvm)
+WHOLE = sorted(one.name for one in read_manifest() if one.whole)
 SMP2 = "kvm-trixie-a57r0-smp2"
 
 CPREG_COUNT_AT = 568

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from formats.events import DeviceState, IterableData
-from tests.streams import NAMES, capture, collect, small
+from tests.streams import WHOLE, capture, collect, small
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_byte_is_in_just_one_event(name: str) -> None:
     stream = capture(name)
     offset = 0

@@ -31,6 +31,7 @@ from tests.streams import (
     RAM_EOS,
     RAM_ID,
     SMP2,
+    WHOLE,
     Reading,
     Seen,
     be32,
@@ -98,7 +99,7 @@ def cuts_of(stream: bytes) -> st.SearchStrategy[list[int]]:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_any_chunks_of_a_recorded_stream(data: st.DataObject, name: str) -> None:

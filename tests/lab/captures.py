@@ -24,6 +24,7 @@ import trio
 from proxy.errors import ProxyError
 from proxy.files import complete_file
 from tests.captures import CAPTURES, MANIFEST, NOTHING, Capture, read_manifest
+from tests.lab.demo import expect, leaves
 from tests.lab.guest import counter_guest
 from tests.lab.host import A57_R1P0, A57_R1P3, running_host
 from tests.lab.images import host_image
@@ -261,18 +262,23 @@ def write_manifest(lines: Mapping[str, Capture]) -> None:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file that is there as a whole, or as it was before."""
-    with complete_file(str(path)) as file:
-        file.write(data)
+    try:
+        with complete_file(str(path)) as file:
+            file.write(data)
+    except ProxyError as error:
+        raise LabError(str(error)) from error
 
 
 def midr_of(stream: bytes) -> str:
     """Return MIDR_EL1 of vCPU 0, found by the layout alone: the parser is held against it."""
-    header = b"\x03cpu" + struct.pack(">II", 0, 22)
-    at = stream.rfind(header) + len(header) + 568
-    if at < len(header) + 568:
+    _, found, body = stream.rpartition(b"\x03cpu" + struct.pack(">II", 0, 22))
+    if not found:
         return NOTHING
-    (count,) = struct.unpack_from(">I", stream, at)
-    numbers = struct.unpack_from(f">{2 * count}Q", stream, at + 4)
+    try:
+        (count,) = struct.unpack_from(">I", body, 568)
+        numbers = struct.unpack_from(f">{2 * count}Q", body, 572)
+    except struct.error:  # of a refused one, this may not have been sent
+        return NOTHING
     values = dict(zip(numbers[:count], numbers[count:], strict=True))
     return f"{values[MIDR_EL1]:#x}" if MIDR_EL1 in values else NOTHING
 
@@ -329,12 +335,6 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def expect(found: object, wanted: object) -> None:
-    """Raise unless what was found is what was wanted."""
-    if found != wanted:
-        raise LabError(f"{wanted!r} was expected, not {found!r}")
-
-
 def main() -> int:
     """Record what was asked for; return 1 if something went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab.captures", description="Record streams into captures/.")
@@ -349,20 +349,11 @@ def main() -> int:
         for suite in sorted({recipe.suite for recipe in recipes if recipe.suite is not None}):
             host_image(suite, say)
         trio.run(record_all, recipes)
-    except* (LabError, ProxyError) as group:
+    except* LabError as group:
         failed = 1
         for error in leaves(group):
             say(f"captures: {error}")
     return failed
-
-
-def leaves(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
-    """Return the single errors of a group."""
-    return [
-        leaf
-        for error in group.exceptions
-        for leaf in (leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
-    ]
 
 
 if __name__ == "__main__":
