@@ -2,10 +2,10 @@
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from formats.id_fields import differing
+from formats.id_fields import IdField, differing
 from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe
 from proxy.acceptance import NO_SUCH_REGISTER, refused_by
@@ -64,8 +64,10 @@ class Verdict:
         action: What becomes of it.
         old: The source's value; None when the stream does not hold the register.
         new: The destination's value; None when it has none, or it is not known.
-        rule: What allows a swap or drop, or why it is refused and what would allow it.
+        rule: What allows a swap or drop, or why it is refused.
         why: Why the destination does not take the register as it is; empty when it does.
+        advice: What to do about a refusal; empty when nothing can be done here.
+        option: The option that would allow it, as `--allow-register CTR_EL0`; empty when none would.
     """
 
     vcpu: int
@@ -75,11 +77,20 @@ class Verdict:
     new: int | None
     rule: str
     why: str = ""
+    advice: str = ""
+    option: str = ""
 
     @property
     def name(self) -> str:
         """The register's name."""
         return describe(self.register).name
+
+    @property
+    def fields(self) -> list[IdField]:
+        """The fields in which source and destination differ; none for what is no ID register, or has no value."""
+        if self.old is None or self.new is None or not describe(self.register).invariant:
+            return []
+        return differing(self.register, self.old, self.new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +157,10 @@ class Judge:
             Action.REFUSE,
             midr,
             host.midr,
-            f"{what}, and the whitelist has {listed}; if that processor is close enough to the destination's, add it: "
+            f"{what}, and the whitelist has {listed}",
+            advice="if that processor is close enough to the destination's, add it: "
             f'--allow-midr {word}, or whitelist.midr = ["{word}"] in the policy',
+            option=f"--allow-midr {word}",
         )
 
     def _missing(self, registers: Registers, register: int, value: int | None) -> Verdict:
@@ -169,11 +182,12 @@ class Judge:
         rule = self.policy.rules.for_register(register)
         if rule is not None and rule.action is RuleAction.DROP:
             return verdict(Action.DROP, str(rule))
-        name = describe(register).name
-        return verdict(
-            Action.REFUSE,
-            f"the destination's QEMU does not load a list with it; if the guest can do without, list it: "
-            f"--allow-drop {name}, or registers.drop in the policy; or use a source with the same kernel and features",
+        option = f"--allow-drop {describe(register).name}"
+        return replace(
+            verdict(Action.REFUSE, "the destination's QEMU does not load a list with it"),
+            advice=f"if the guest can do without, list it: {option}, or registers.drop in the policy; or use a source "
+            "with the same kernel and features",
+            option=option,
         )
 
     def _difference(self, vcpu: int, register: int, old: int, new: int, why: str | None) -> Verdict:
@@ -197,7 +211,7 @@ class Judge:
         if invariant and self.policy.mode is Mode.BLIND:
             return verdict(Action.SWAP, "mode blind")
         if len(swaps) < len(rules) or not rules:
-            return verdict(Action.REFUSE, _unlisted(register, old, new, [name for name in fields if name not in swaps]))
+            return _unlisted(verdict(Action.REFUSE, ""), [name for name in fields if name not in swaps])
         pairing = pairing_for(self.policy.whitelist, old, new) if register == MIDR_EL1 else None
         if pairing is not None:
             return verdict(Action.SWAP, pairing.rule(old))
@@ -222,15 +236,18 @@ _NO_WAY = "the destination does not take the guest's own state; no rule can chan
 _FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"
 
 
-def _unlisted(register: int, old: int, new: int, fields: list[str]) -> str:
-    """Say that no rule lets a register change, and what would."""
-    kind = describe(register).kind
-    if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
-        return _FIRMWARE
-    if not describe(register).invariant:
-        return _NO_WAY
-    name = describe(register).name
-    return (
-        f"{old:#x} on the source and {new:#x} on the destination, and the policy does not list {', '.join(fields)}; if "
-        f"the guest can do with that, list it: --allow-register {name}, or registers.swap in the policy"
+def _unlisted(verdict: Verdict, fields: list[str]) -> Verdict:
+    """Say that no rule lets these fields of a register change, and what would."""
+    register = describe(verdict.register)
+    if register.kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
+        return replace(verdict, rule=_FIRMWARE)
+    if not register.invariant:
+        return replace(verdict, rule=_NO_WAY)
+    option = f"--allow-register {register.name}"
+    return replace(
+        verdict,
+        rule=f"{verdict.old:#x} on the source and {verdict.new:#x} on the destination, and the policy does not list "
+        f"{', '.join(fields)}",
+        advice=f"if the guest can do with that, list it: {option}, or registers.swap in the policy",
+        option=option,
     )

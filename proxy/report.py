@@ -121,4 +121,8 @@ def verdict_as_dict(verdict: "Verdict") -> dict[str, Any]:
         "to": None if verdict.new is None else f"{verdict.new:#x}",
         "rule": verdict.rule,
         "why": verdict.why,
+        "fields": [
+            {"name": field.name, "from": field.value(verdict.old or 0), "to": field.value(verdict.new or 0)}
+            for field in verdict.fields
+        ],
     }

@@ -223,6 +223,6 @@ def _refusal(refusals: list[Verdict], state: DeviceState) -> str:
     first = refusals[0]
     where = next(section for section in state.sections if section.name == "cpu" and section.instance_id == first.vcpu)
     others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
-    reason = f"{first.why}; {first.rule}" if first.why else first.rule
+    reason = "; ".join(filter(None, (first.why, first.rule, first.advice)))
     line = f"offset {state.offset + where.start:#x}, section {where.label}: {first.name}: {reason}"
     return line + (f"; refused, too: {', '.join(others)}" if others else "")

@@ -1,22 +1,25 @@
 """`vmstate-proxy check`."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from formats.errors import FormatError
 from formats.sysreg import describe
+from proxy.check import SCHEMA_VERSION, Answer, check
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
+from proxy.explain import what_the_guest_sees
 from proxy.judge import Action, Verdict
-from proxy.report import counted, verdict_as_dict
+from proxy.report import counted
 from proxy.source import read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from proxy.judge import Judge, Registers
+    from formats.errata import Erratum
+    from proxy.judge import Judge
 
 _WORDS = {
     Action.ACCEPT: "accepted",
@@ -29,12 +32,15 @@ _WORDS = {
 @click.command("check")
 @click.argument("source", metavar="SOURCE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--all", "show_same", is_flag=True, help="List the registers that are the same on both sides, too.")
 @judge_options
-def command(*, source: str, as_json: bool, options: JudgeOptions) -> None:
+def command(*, source: str, as_json: bool, show_same: bool, options: JudgeOptions) -> None:
     """Tell whether the guest of SOURCE can go to the destination, and what would be changed. Nothing is moved.
 
     SOURCE is a captured stream, or a host's profile, which stands for a guest that was just started there. The answer
-    is the one that 'run' would carry out with the same options. Exit code 0: the guest can go; 4: it cannot.
+    is the one that 'run' would carry out with the same options: what becomes of each register, what the guest will see
+    of it, which features the destination lacks, and which errata its processor has. Exit code 0: the guest can go; 4:
+    it cannot.
 
     \b
     Examples:
@@ -50,41 +56,91 @@ def command(*, source: str, as_json: bool, options: JudgeOptions) -> None:
     except FormatError as error:
         click.echo(f"vmstate-proxy: {source}: {error}", err=True)
         raise click.exceptions.Exit(exit_code_of(error)) from None
-    verdicts = [verdict for registers in vcpus for verdict in judge.judge(registers)]
-    direct = not any(judge.refused(registers.items()) for registers in vcpus)
-    goes = all(verdict.action is not Action.REFUSE for verdict in verdicts)
+    answer = check(judge, vcpus)
     if as_json:
-        click.echo(json.dumps(_document(source, judge, vcpus, verdicts, direct=direct, goes=goes), indent=1))
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "source": source,
+            "destination": judge.host.description,
+            "asked": "profile" if judge.trial is None else "kvm",
+        }
+        click.echo(json.dumps(head | answer.as_dict(), indent=1))
     else:
-        _show(verdicts, len(vcpus))
-        click.echo(_conclusion(verdicts, len(vcpus), direct=direct, goes=goes))
-        if judge.host.others is None:
-            known = counted(len(judge.host.values), "register")
-            click.echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
-    raise click.exceptions.Exit(ExitCode.OK if goes else ExitCode.REFUSED)
+        _show(answer, judge, show_same=show_same)
+    raise click.exceptions.Exit(ExitCode.OK if answer.goes else ExitCode.REFUSED)
 
 
-def _document(
-    source: str, judge: "Judge", vcpus: "Sequence[Registers]", verdicts: list[Verdict], *, direct: bool, goes: bool
-) -> dict[str, Any]:
-    assert judge.host is not None
-    return {
-        "schema_version": 1,
-        "source": source,
-        "destination": judge.host.description,
-        "asked": "profile" if judge.trial is None else "kvm",
-        "direct": direct,
-        "goes": goes,
-        "vcpus": len(vcpus),
-        "verdicts": [verdict_as_dict(verdict) for verdict in verdicts],
-    }
+def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
+    if show_same:
+        for register in answer.same:
+            click.echo(f"{'same':9} {describe(register).name}")
+    _show_verdicts(answer)
+    _list("The destination has less of what the guest was told:", answer.lost)
+    _list("The hosts differ in more than registers:", answer.differences)
+    _show_errata(answer)
+    click.echo(_conclusion(answer))
+    for option in answer.options:
+        click.echo(f"  if the guest can do with that: {option}")
+    if judge.host is not None and judge.host.others is None:
+        known = counted(len(judge.host.values), "register")
+        click.echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
 
 
-def _conclusion(verdicts: list[Verdict], vcpus: int, *, direct: bool, goes: bool) -> str:
-    if not vcpus:
+def _show_verdicts(answer: Answer) -> None:
+    """Print a table by register: equal verdicts of several vCPUs once, and under each what it rests on."""
+    groups: dict[tuple[int, Action, int | None, int | None, str, str], list[Verdict]] = {}
+    for one in answer.verdicts:
+        groups.setdefault((one.register, one.action, one.old, one.new, one.rule, one.why), []).append(one)
+    order = {register: place for place, register in enumerate(dict.fromkeys(one.register for one in answer.verdicts))}
+    for those in sorted(groups.values(), key=lambda those: (order[those[0].register], those[0].vcpu)):
+        one = those[0]
+        which = "" if len(those) == answer.vcpus else f" (vCPU {_ranges(verdict.vcpu for verdict in those)})"
+        click.echo(f"{_WORDS[one.action]:9} {one.name}{which}  {_values(one)}")
+        for line in (one.why, what_the_guest_sees(one), one.rule):
+            if line:
+                click.echo(f"{'':12}{line}")
+
+
+def _values(one: Verdict) -> str:
+    here, there = _hexadecimal(one.old), _hexadecimal(one.new)
+    match one.action:
+        case Action.SWAP:
+            return f"{here} -> {there}"
+        case Action.DROP:
+            return here
+        case _:
+            return f"{here} here, {there} there"
+
+
+def _show_errata(answer: Answer) -> None:
+    errata = answer.errata
+    if errata.unguarded:
+        _list(
+            "ERRATA of the destination's processor that a guest from the source has no workaround for:",
+            map(_erratum, errata.unguarded),
+        )
+    others = [erratum for erratum in errata.new if erratum not in errata.unguarded]
+    _list("Errata that only the destination's processor has:", map(_erratum, others))
+    _list("Errata that only the source's processor has:", map(_erratum, errata.gone))
+
+
+def _erratum(erratum: "Erratum") -> str:
+    return f"{erratum} ({erratum.scope.value}): {erratum.summary}"
+
+
+def _list(head: str, lines: "Iterable[str]") -> None:
+    shown = list(lines)
+    if shown:
+        click.echo(head)
+        for line in shown:
+            click.echo(f"  {line}")
+
+
+def _conclusion(answer: Answer) -> str:
+    if not answer.vcpus:
         return "The stream holds no arm64 vCPU: it passes as it is."
-    counts = {action: len({one.register for one in verdicts if one.action is action}) for action in Action}
-    if not goes:
+    counts = {action: len(answer.registers(action)) for action in Action}
+    if not answer.goes:
         refused = counts[Action.REFUSE]
         return f"The guest cannot go: {counted(refused, 'register')} {'is' if refused == 1 else 'are'} refused."
     changes = " and ".join(
@@ -92,24 +148,10 @@ def _conclusion(verdicts: list[Verdict], vcpus: int, *, direct: bool, goes: bool
         for action in (Action.SWAP, Action.DROP)
         if counts[action]
     )
-    if not direct:
+    if not answer.direct:
         return f"The guest can go through the proxy, with {changes}; directly it is refused."
     unneeded = f"; through the proxy it goes with {changes} all the same" if changes else ""
     return f"The destination takes the guest as it is; nothing has to be changed{unneeded}."
-
-
-def _show(verdicts: list[Verdict], vcpus: int) -> None:
-    """Print a table: equal verdicts of several vCPUs in one line, and under each what it rests on."""
-    groups: dict[tuple[Action, int, int | None, int | None, str, str], list[int]] = {}
-    for one in verdicts:
-        groups.setdefault((one.action, one.register, one.old, one.new, one.rule, one.why), []).append(one.vcpu)
-    for (action, register, old, new, rule, why), those in groups.items():
-        which = "" if len(those) == vcpus else f" (vCPU {_ranges(those)})"
-        value = f"{_hexadecimal(old)} -> {_hexadecimal(new)}" if action is Action.SWAP else _hexadecimal(old)
-        click.echo(f"{_WORDS[action]:9} {describe(register).name}{which}  {value}")
-        for line in (why, rule):
-            if line:
-                click.echo(f"{'':12}{line}")
 
 
 def _hexadecimal(value: int | None) -> str:

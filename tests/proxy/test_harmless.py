@@ -142,7 +142,7 @@ def test_an_enabled_physical_timer_is_missed(control: int) -> None:
     timer = ["CNTPCT_EL0", "CNTP_CTL_EL0", "CNTP_CVAL_EL0"]
     assert names(found, Action.REFUSE) == timer
     for name in timer:
-        assert f"--allow-drop {name}" in found[name].rule
+        assert f"--allow-drop {name}" in found[name].advice
         assert found[name].why == NO_SUCH_REGISTER
     assert names(found, Action.DROP) == [name for name in NEWER_DROPPED if name not in timer]
 
@@ -187,7 +187,7 @@ def test_what_the_stream_does_not_say_is_not_taken_to_be_harmless(of: int, misse
     """A condition on a register that is not in the stream does not hold."""
     found = verdicts(without(short(NEWER), {of}))
     assert names(found, Action.REFUSE) == missed
-    assert all("harmless" not in found[name].rule for name in missed)
+    assert all("harmless" not in found[name].advice for name in missed)
 
 
 def test_a_guest_that_is_yet_to_start_may_come_if_the_conditions_hold() -> None:

@@ -59,7 +59,7 @@ def test_the_refusal_of_a_processor_says_what_would_let_it_pass() -> None:
     (verdict,) = judge(0x410FD034, None, host=HOST).judge(registers(SAME | {MIDR_EL1: R0}))
     assert "processor id 0x411fd070 (Arm Cortex-A57 r1p0)" in verdict.rule
     assert "the whitelist has Arm Cortex-A53 r0p4, none" in verdict.rule
-    assert "--allow-midr 0x411fd070" in verdict.rule
+    assert "--allow-midr 0x411fd070" in verdict.advice
 
 
 def test_the_destinations_own_processor_needs_no_whitelist() -> None:
@@ -70,7 +70,7 @@ def test_a_stream_without_a_processor_id_needs_the_word_none() -> None:
     tcg = {id_: value for id_, value in SAME.items() if id_ != MIDR_EL1}
     assert verdicts(judge(R0, host=HOST), tcg) == [(MIDR_EL1, Action.REFUSE, None, R3)]
     (verdict,) = judge(R0, host=HOST).judge(registers(tcg))
-    assert "--allow-midr none" in verdict.rule
+    assert "--allow-midr none" in verdict.advice
     assert verdicts(judge(None, host=HOST), tcg) == []
 
 
@@ -90,7 +90,7 @@ def test_an_unlisted_difference_is_refused() -> None:
     assert found == [(MIDR_EL1, Action.SWAP, R0, R3), (CTR_EL0, Action.REFUSE, 7, 2)]
     (verdict,) = judge(host=HOST).judge(registers(SAME | {CTR_EL0: 7}))
     assert "0x7 on the source and 0x2 on the destination" in verdict.rule
-    assert "--allow-register CTR_EL0" in verdict.rule
+    assert "--allow-register CTR_EL0" in verdict.advice
 
 
 def test_a_listed_difference_is_swapped_alone() -> None:
@@ -199,8 +199,8 @@ def test_a_listed_register_is_dropped_where_it_is_lacking(mode: Mode) -> None:
 def test_the_refusal_of_a_lacking_register_says_what_would_let_it_pass() -> None:
     (verdict,) = judge(host=HOST).judge(registers(SAME | {ACTLR_EL1: 7}))
     assert verdict.action is Action.REFUSE
-    assert "--allow-drop ACTLR_EL1" in verdict.rule
-    assert "registers.drop" in verdict.rule
+    assert "--allow-drop ACTLR_EL1" in verdict.advice
+    assert "registers.drop" in verdict.advice
 
 
 def test_a_partial_profile_drops_nothing() -> None:

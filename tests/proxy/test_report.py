@@ -46,6 +46,7 @@ def test_the_json() -> None:
                 "to": "0x411fd073",
                 "rule": "--allow-midr 0x411fd070",
                 "why": "",
+                "fields": [{"name": "Revision", "from": 0, "to": 3}],
             }
         ],
         "would_change": [],
