@@ -52,15 +52,26 @@ def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIM
         ProxyError: It cannot be read.
         FormatError: It is no stream, or a broken one.
     """
-    if _is_profile(name):
-        from proxy.host_file import load_profile
-
-        profile = load_profile(Path(name))
+    profile = read_profile(name)
+    if profile is not None:
         if profile.others is None:
             raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
         return [HostRegisters(profile)]
     with open_stream(name) as stream:
         return read_vcpus(stream, device_state_limit=device_state_limit)
+
+
+def read_profile(name: str) -> "HostProfile | None":
+    """Return the profile in a file; None when it is something else, such as a stream.
+
+    Raises:
+        ConfigError: It cannot be opened, or is a broken profile.
+    """
+    if not _is_profile(name):
+        return None
+    from proxy.host_file import load_profile
+
+    return load_profile(Path(name))
 
 
 def _is_profile(name: str) -> bool:

@@ -26,6 +26,8 @@ Exit codes:
     commands_in={
         "run": "proxy.cli.run",
         "check": "proxy.cli.check",
+        "diff": "proxy.cli.diff",
+        "policy": "proxy.cli.policy",
         "rewrite": "proxy.cli.rewrite",
         "record": "proxy.cli.record",
         "replay": "proxy.cli.replay",
