@@ -33,6 +33,8 @@ Exit codes:
         "replay": "proxy.cli.replay",
         "inspect": "proxy.cli.inspect",
         "host": "proxy.cli.host",
+        "completion": "proxy.cli.completion",
+        "manual": "proxy.cli.manual",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
