@@ -77,6 +77,13 @@ def host_differences(source: "HostProfile", destination: "HostProfile") -> list[
         only = sorted(set(destination.vcpu_features) - set(source.vcpu_features))
         if only:
             differences.append(f"vCPU features that only the destination's vCPUs have: {', '.join(only)}")
+    if source.sve_vector_lengths is not None and destination.sve_vector_lengths is not None:
+        missing = sorted(set(source.sve_vector_lengths) - set(destination.sve_vector_lengths))
+        if missing:
+            differences.append(
+                f"DANGER: the destination has no SVE vectors of {', '.join(map(str, missing))} bytes; a guest that "
+                "uses them loses what they hold"
+            )
     here, there = source.timer_frequency, destination.timer_frequency
     if here is not None and there is not None and here != there:
         differences.append(

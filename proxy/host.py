@@ -30,6 +30,7 @@ class HostProfile:
             does not list all the registers, as when only a processor id was given.
         kernel: The host's kernel, as `uname -sr` has it; None when it is not known, as after learning from a stream.
         vcpu_features: What the vCPU was created with (KVM_ARM_VCPU_*); None when it is not known.
+        sve_vector_lengths: The lengths of SVE vectors, in bytes; none without SVE, None when they are not known.
         timer_frequency: CNTFRQ_EL0, in Hz; None when it is not known.
         writable: The bits that KVM lets be written, by id of the ID registers; None when the kernel does not tell
             (before Linux 6.7), or it is not known.
@@ -40,6 +41,7 @@ class HostProfile:
     others: frozenset[int] | None = None
     kernel: str | None = None
     vcpu_features: tuple[str, ...] | None = None
+    sve_vector_lengths: tuple[int, ...] | None = None
     timer_frequency: int | None = None
     writable: dict[int, int] | None = None
 
@@ -100,6 +102,8 @@ def _lines(profile: HostProfile) -> Iterator[str]:
         yield f"kernel = {_quoted(profile.kernel)}"
     if profile.vcpu_features is not None:
         yield f"vcpu_features = [{', '.join(_quoted(feature) for feature in profile.vcpu_features)}]"
+    if profile.sve_vector_lengths is not None:
+        yield f"sve_vector_lengths = {list(profile.sve_vector_lengths)}"
     if profile.timer_frequency is not None:
         yield f"timer_frequency = {profile.timer_frequency}"
     if profile.others is not None:

@@ -20,6 +20,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     description: str = ""
     kernel: str | None = None
     vcpu_features: tuple[str, ...] | None = None
+    sve_vector_lengths: tuple[int, ...] | None = None
     timer_frequency: int | None = None
     firmware: dict[str, str] = {}
     writable: dict[str, str] | None = None
@@ -48,6 +49,7 @@ def load_profile(path: Path) -> HostProfile:
         others=others,
         kernel=file.kernel,
         vcpu_features=file.vcpu_features,
+        sve_vector_lengths=file.sve_vector_lengths,
         timer_frequency=file.timer_frequency,
         writable=None if file.writable is None else _values(settings, "writable", file.writable),
     )

@@ -46,6 +46,9 @@ _MOST_REGISTERS: Final = 4096
 _COPROC_MASK: Final = 0x0FFF_0000
 _CORE: Final = 0x0010_0000
 _SVE: Final = 0x0015_0000
+_SVE_VECTOR_LENGTHS: Final = 0x6060_0000_0015_FFFF
+_SVE_QUADWORDS: Final = 512
+"""Bits of KVM_REG_ARM64_SVE_VLS: bit n stands for vectors of n + 1 quadwords."""
 _ID_SPACE: Final = 3 * 8 * 8
 """Registers that KVM_ARM_GET_REG_WRITABLE_MASKS tells of: op0 3, op1 {0, 1, 3}, CRn 0, CRm 0 to 7, op2 0 to 7."""
 
@@ -122,6 +125,14 @@ class ScratchVcpu:
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+    def sve_vector_lengths(self) -> tuple[int, ...]:
+        """Return the lengths of SVE vectors that the vCPU can have, in bytes, ascending; none without SVE."""
+        if Feature.SVE not in self.features:
+            return ()
+        lengths = array.array("Q", [0] * (_SVE_QUADWORDS // 64))
+        self._one_register(_GET_ONE_REG, _SVE_VECTOR_LENGTHS, lengths)
+        return tuple(16 * (bit + 1) for bit in range(_SVE_QUADWORDS) if lengths[bit // 64] >> bit % 64 & 1)
 
     def writable_masks(self) -> dict[int, int] | None:
         """Return which bits of each register of the ID space may be written; None before Linux 6.7.

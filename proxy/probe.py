@@ -35,6 +35,7 @@ def probe_host(features: frozenset[Feature] | None = None) -> HostProfile:
             others=frozenset(ids) - values.keys(),
             kernel=f"{system.sysname} {system.release}",
             vcpu_features=tuple(sorted(feature.name for feature in vcpu.features)),
+            sve_vector_lengths=vcpu.sve_vector_lengths(),
             timer_frequency=timer_frequency(),
             writable=None if masks is None else {id_: mask for id_, mask in masks.items() if id_ in values and mask},
         )

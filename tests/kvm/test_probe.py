@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from formats.id_fields import differing
+from formats.sysreg import parse_register
 from proxy.host_file import load_profile
 from tests.kvm.helpers import learn
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
 
 if TYPE_CHECKING:
+    from proxy.host import HostProfile
     from tests.lab.host import Host
     from tests.lab.pool import Lab
 
@@ -40,6 +43,36 @@ async def test_probe_and_learn_agree(lab: Lab, tmp_path: Path, suite: str) -> No
     assert probed.timer_frequency == 62_500_000
     # KVM_ARM_GET_REG_WRITABLE_MASKS came with Linux 6.7.
     assert (probed.writable is None) == (suite == "bookworm")
+
+
+async def test_the_vcpus_features_can_be_chosen(lab: Lab, tmp_path: Path) -> None:
+    """On a processor with SVE and pointer authentication; with 64 KiB of `cpu/sve` in the stream."""
+    host = await lab.host(cpu="max,pauth-impdef=on", suite="trixie")
+
+    async def profile_with(*options: str) -> HostProfile:
+        path = tmp_path / "probed.toml"
+        path.write_bytes(await probe(host, *options))
+        return load_profile(path)
+
+    everything = await profile_with()
+    learned = load_profile(Path(await learn(tmp_path, host)))
+    assert (everything.values, everything.others) == (learned.values, learned.others)
+    assert everything.vcpu_features == ("PMU_V3", "PSCI_0_2", "PTRAUTH_ADDRESS", "PTRAUTH_GENERIC", "SVE")
+    assert everything.sve_vector_lengths is not None
+    assert everything.sve_vector_lengths[0] == 16
+    assert max(everything.sve_vector_lengths) == 256
+
+    least = await profile_with("--vcpu-features", "PSCI_0_2")
+    assert (least.vcpu_features, least.sve_vector_lengths) == (("PSCI_0_2",), ())
+    for name in ("ZCR_EL1", "APIAKeyLo_EL1"):
+        assert least.lacks(parse_register(name))
+        assert not everything.lacks(parse_register(name))
+    pfr0 = parse_register("ID_AA64PFR0_EL1")
+    assert [field.name for field in differing(pfr0, everything.values[pfr0], least.values[pfr0])] == ["SVE"]
+
+    failed = await vmstate_proxy_in(host, "host", "probe", "-o", "-", "--vcpu-features", "SVEE", check=False)
+    assert failed.returncode == 2
+    assert "there is no feature SVEE" in failed.stderr
 
 
 async def test_a_machine_without_arm64_kvm_says_so() -> None:

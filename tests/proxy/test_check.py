@@ -72,6 +72,9 @@ def test_hosts_differ_in_features_and_frequency() -> None:
     assert "DANGER" in timer
     assert "25000000 Hz on the source and 1000000000 Hz" in timer
     assert host_differences(here, here) == []
+    wide, narrow = (replace(here, sve_vector_lengths=lengths) for lengths in ((16, 32, 64), (16, 32)))
+    assert "no SVE vectors of 64 bytes" in host_differences(wide, narrow)[0]
+    assert host_differences(narrow, wide) == []
     assert host_differences(here, HostProfile("", {})) == []
 
 
