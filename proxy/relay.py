@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from formats.multifd import is_channel
 from proxy.address import TcpAddress, format_address
 from proxy.errors import ExitCode
 from proxy.session import Session, SessionConfig
@@ -22,6 +23,8 @@ _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 
 _BREATH: Final = 0.2
 _PROGRESS_EVERY: Final = 10.0
+_CHANNEL_WAIT: Final = 10.0
+"""Seconds that a multifd channel waits for its migration, which may be accepted a little later."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class Relay:
     _silent: set[trio.CancelScope] = field(default_factory=set)
     _exit_code: ExitCode = ExitCode.OK
     _draining: trio.Event = field(default_factory=trio.Event)
+    _sessions: list[Session] = field(default_factory=list)
+    _arrived: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, address: TcpAddress) -> ExitCode:
         """Listen, and serve until told to stop.
@@ -99,18 +104,44 @@ class Relay:
         peer = peer_name(source)
         if not await self._has_begun(session, source, peer):
             return
+        if is_channel(session.opening):
+            await self._serve_channel(source, bytes(session.opening), peer)
+            return
+        if self.once and self._begun:
+            reset(source)
+            return
         self._begun += 1
         number, started = self._begun, trio.current_time()
-        if self.once:
-            self.stop()
         self.say(f"migration {number}: from {peer}")
+        self._sessions.append(session)
+        self._arrived.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, number, session.report)
             try:
                 await session.run()
             finally:
+                self._sessions.remove(session)
+                if not self._sessions:
+                    self._arrived = trio.Event()
                 nursery.cancel_scope.cancel()
                 self._end(number, session.report, trio.current_time() - started)
+                if self.once:
+                    self.stop()
+
+    async def _serve_channel(self, source: trio.socket.SocketType, opening: bytes, peer: str) -> None:
+        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
+        session: Session | None = None
+        with trio.move_on_after(_CHANNEL_WAIT):
+            while not self._sessions:
+                await self._arrived.wait()
+            newest = self._sessions[-1]
+            await newest.dialled.wait()
+            session = newest
+        if session is None:
+            self.say(f"{peer}: a multifd channel without its migration")
+            reset(source)
+            return
+        await session.carry_channel(source, opening)
 
     async def _has_begun(self, session: Session, source: trio.socket.SocketType, peer: str) -> bool:
         """Wait until a migration begins on a connection; when no more are taken, those that said nothing are closed."""

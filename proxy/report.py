@@ -39,6 +39,7 @@ class Report:
         vcpus: How many arm64 vCPUs were judged.
         changes: What was changed.
         would_change: What would have been changed, in observe mode.
+        channels: How many multifd channels went beside the main one.
     """
 
     mode: str
@@ -51,6 +52,7 @@ class Report:
     vcpus: int = 0
     changes: "list[Verdict]" = field(default_factory=list)
     would_change: "list[Verdict]" = field(default_factory=list)
+    channels: int = 0
 
     def failed(self, reason: str) -> None:
         """Note that something outside the stream went wrong; a reason found in the stream stands."""
@@ -66,6 +68,7 @@ class Report:
             "mode": self.mode,
             "machine": self.machine,
             "vcpus": self.vcpus,
+            "channels": self.channels,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "changes": [verdict_as_dict(verdict) for verdict in self.changes],

@@ -10,15 +10,14 @@ from formats.errors import FormatError
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.return_path import ReturnPathListener
 from proxy.address import TcpAddress
+from proxy.channel import Channel
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.judge import Judge
 from proxy.report import Report
 from proxy.rewriter import Rewriter
-from proxy.sockets import dial, finish_sending, reset, send, translated, tune
+from proxy.sockets import dial, finish_sending, reset, send, together, translated, tune
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from formats.events import Raw
 
 
@@ -55,9 +54,13 @@ class Session:
     """Carries one migration from an accepted connection to the destination.
 
     However it ends, both connections are closed: cleanly when both peers ended cleanly, with a reset otherwise.
+
+    Attributes:
+        dialled: Set when the main channel has reached the destination; other channels may follow then.
     """
 
     def __init__(self, config: SessionConfig, source: trio.socket.SocketType) -> None:
+        self.dialled = trio.Event()
         self._config = config
         self._source = source
         self._rewriter = Rewriter(
@@ -67,7 +70,10 @@ class Session:
             device_state_limit=config.device_state_limit,
         )
         self._listener = ReturnPathListener()
-        self._dialled = False
+        self._all_sent = trio.Event()
+        self._scope = trio.CancelScope()
+        self._lost: PeerError | None = None
+        self._channels: set[Channel] = set()
         self._destination_ended = False
         self._buffer = memoryview(bytearray(_BUFFER))
         self._received: int | None = 0
@@ -76,6 +82,24 @@ class Session:
     def report(self) -> Report:
         """What came of it, or has so far."""
         return self._rewriter.report
+
+    @property
+    def opening(self) -> memoryview:
+        """What the source sent first, once `wait_begin` has returned True."""
+        return self._buffer[: self._received or 0]
+
+    async def carry_channel(self, source: trio.socket.SocketType, opening: bytes) -> None:
+        """Carry a multifd channel of this migration to its end; if it is lost, so is the migration."""
+        channel = Channel(self._config.destination, source, self._all_sent)
+        self._channels.add(channel)
+        self.report.channels += 1
+        try:
+            await channel.run(opening)
+        except PeerError as error:
+            self._lost = PeerError(error.peer, f"lost a multifd channel: {error}")
+            self._scope.cancel()
+        finally:
+            self._channels.discard(channel)
 
     async def wait_begin(self) -> bool:
         """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
@@ -98,7 +122,7 @@ class Session:
         try:
             pieces = await self._beginning()
             destination = await dial(self._config.destination)
-            self._dialled = True
+            self.dialled.set()
             tune(self._source)
             tune(destination)
             await self._pump(destination, pieces)
@@ -115,6 +139,8 @@ class Session:
             self.report.failed("the proxy was stopped")
             raise
         finally:
+            for channel in self._channels:
+                channel.end(clean=clean)
             for sock in (self._source, destination):
                 if sock is None:
                     continue
@@ -134,21 +160,11 @@ class Session:
         return self._rewriter.end()
 
     async def _pump(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
-        """Run both directions; raise the first one's error alone."""
-        problem: list[Exception] = []
-        async with trio.open_nursery() as nursery:
-
-            async def guarded(pump: "Awaitable[None]") -> None:
-                try:
-                    await pump
-                except (ProxyError, FormatError) as error:
-                    problem.append(error)
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(guarded, self._forward(destination, pieces))
-            nursery.start_soon(guarded, self._backward(destination))
-        if problem:
-            raise problem[0]
+        """Run both directions, until they end or a channel is lost."""
+        with self._scope:
+            await together(self._forward(destination, pieces), self._backward(destination))
+        if self._lost is not None:
+            raise self._lost
         self._check_confirmed()
 
     async def _forward(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
@@ -185,6 +201,8 @@ class Session:
             for piece in pieces:
                 await send(destination, piece)
                 self.report.bytes_out += len(piece)
+        if self._rewriter.complete:
+            self._all_sent.set()
 
     async def _backward(self, destination: trio.socket.SocketType) -> None:
         """Destination to source: the return path, passed on as it comes."""
@@ -209,7 +227,7 @@ class Session:
             raise PeerError("destination", f"ended {said}")
 
     def _explained(self, error: ProxyError) -> str:
-        got_all = self._dialled and self._rewriter.complete
+        got_all = self.dialled.is_set() and self._rewriter.complete
         if isinstance(error, PeerError) and error.peer == "destination" and got_all and self._listener.shut != 0:
             return (
                 f"the destination got the whole stream and did not take the guest: {error}; its own log says why, and "

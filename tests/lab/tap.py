@@ -29,7 +29,7 @@ class Ending(Enum):
     """How a relayed connection ended."""
 
     CLOSED = "both sides said end of file"
-    RESET = "one side reset the connection, and so did the tap to the other"
+    RESET = "one side reset the connection, and so did the tap to the other; or the tap cut it"
     UNREACHABLE = "the target did not accept; the tap reset the client"
 
 
@@ -49,6 +49,7 @@ class Recording:
 
     def __post_init__(self) -> None:
         self._finished = trio.Event()
+        self.scope = trio.CancelScope()
 
     async def wait(self, limit: float = 20) -> Ending:
         """Wait until the connection ended in both directions.
@@ -98,6 +99,10 @@ class Tap:
                 self.recordings.append(recording)
                 nursery.start_soon(self._relay, client, self.target, recording)
 
+    def cut(self, number: int) -> None:
+        """Reset a connection on both sides, as a network that breaks would in the end."""
+        self.recordings[number].scope.cancel()
+
     async def wait_connections(self, count: int, limit: float = 10) -> None:
         """Wait until that many connections were accepted, and their targets chosen.
 
@@ -128,7 +133,9 @@ class Tap:
             for side in client, target:
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            ending = await self._relay_between(client, target, address, recording)
+            ending = Ending.RESET
+            with recording.scope:
+                ending = await self._relay_between(client, target, address, recording)
             if ending is Ending.CLOSED:
                 for side in client, target:
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_IN_ORDER)

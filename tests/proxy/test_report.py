@@ -34,6 +34,7 @@ def test_the_json() -> None:
         "mode": "repair",
         "machine": "virt-7.2",
         "vcpus": 1,
+        "channels": 0,
         "bytes_in": 10,
         "bytes_out": 11,
         "changes": [
