@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BROWSER := $(VENV)/.browser
 
 .PHONY: help demo lab matrix captures test check format clean system
 
@@ -22,7 +23,7 @@ matrix: $(READY) ## move a guest between every two lab hosts, and compare with w
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
 
-test: check ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
+test: check $(BROWSER) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint and types only
@@ -44,4 +45,9 @@ $(READY): pyproject.toml tools/install-system-packages
 	@sh tools/install-system-packages "$(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(BROWSER): $(READY)
+	@sh tools/install-system-packages "$(PYTHON)" chromium
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
 	@touch $@

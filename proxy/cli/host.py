@@ -5,6 +5,7 @@ import os
 import click
 
 from formats.errors import FormatError
+from proxy.cli.lazy import LazyGroup
 from proxy.cli.options import vcpu_features_option
 from proxy.errors import exit_code_of
 from proxy.files import complete_file, open_stream
@@ -12,14 +13,15 @@ from proxy.host import HostProfile, learn_profile, write_profile
 from proxy.kvm import Feature
 
 
-@click.group("host")
+@click.group("host", cls=LazyGroup, commands_in={"matrix": "proxy.cli.host_matrix"})
 def command() -> None:
-    """Make profiles of hosts: the registers that a host has, and the values that its KVM insists on.
+    """Make profiles of hosts, the registers that a host has and the values that its KVM insists on; compare them.
 
     \b
     Example:
       vmstate-proxy host learn destination.stream -o destination.toml
       vmstate-proxy host probe -o this-host.toml
+      vmstate-proxy host matrix rack*.toml
     """
 
 

@@ -7,7 +7,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group whose commands stand in modules of their own, each as `command`."""
+    """A group that also has commands in modules of their own, each as `command`."""
 
     def __init__(self, *args: Any, commands_in: dict[str, str], **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
@@ -15,12 +15,12 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which they were given."""
-        return list(self._commands_in)
+        return [*super().list_commands(ctx), *self._commands_in]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module and return the command."""
         module = self._commands_in.get(cmd_name)
         if module is None:
-            return None
+            return super().get_command(ctx, cmd_name)
         command: click.Command = importlib.import_module(module).command
         return command

@@ -66,13 +66,9 @@ vcpu_features_option = click.option(
 """Gives a command `vcpu_features`, a set of `Feature`, or None."""
 
 
-def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options; it gets them as the argument `options`, a `JudgeOptions`."""
+def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what the operator vouches for; it gets them as the argument `policy`."""
 
-    @click.option("--host", type=click.Path(path_type=Path), help="Profile of the destination (see 'host learn').")
-    @click.option("--midr", metavar="ID", help="The destination's processor id, in place of a profile: 0x411fd073.")
-    @click.option("--kvm", is_flag=True, help="The destination is this host: ask its KVM what it takes (arm64 only).")
-    @vcpu_features_option
     @click.option("--policy", type=click.Path(path_type=Path), help="Policy file: whitelist, registers, mode.")
     @click.option(
         "--allow-midr",
@@ -99,6 +95,29 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="repair (default): change what differs and is listed. blind: give every invariant register the "
         "destination's value. observe: change nothing, report what would be.",
     )
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any,  # noqa: ANN401
+        policy: Path | None,
+        allow_midr: tuple[str, ...],
+        allow_register: tuple[str, ...],
+        allow_drop: tuple[str, ...],
+        mode: str | None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        return command(*args, policy=_policy(policy, allow_midr, allow_register, allow_drop, mode), **kwargs)
+
+    return wrapper
+
+
+def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options; it gets them as the argument `options`, a `JudgeOptions`."""
+
+    @click.option("--host", type=click.Path(path_type=Path), help="Profile of the destination (see 'host learn').")
+    @click.option("--midr", metavar="ID", help="The destination's processor id, in place of a profile: 0x411fd073.")
+    @click.option("--kvm", is_flag=True, help="The destination is this host: ask its KVM what it takes (arm64 only).")
+    @vcpu_features_option
+    @policy_options
     @device_state_limit_option
     @functools.wraps(command)
     def wrapper(
@@ -107,20 +126,15 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         midr: str | None,
         kvm: bool,
         vcpu_features: frozenset[Feature] | None,
-        policy: Path | None,
-        allow_midr: tuple[str, ...],
-        allow_register: tuple[str, ...],
-        allow_drop: tuple[str, ...],
-        mode: str | None,
+        policy: Policy,
         device_state_limit: int,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        vouched = _policy(policy, allow_midr, allow_register, allow_drop, mode)
         if kvm and (host or midr):
             raise click.UsageError("--kvm asks this host; --host and --midr speak of another")
         if vcpu_features is not None and not kvm:
             raise click.UsageError("--vcpu-features says how to ask this host's KVM: give --kvm, too")
-        judge = _asking(vouched, vcpu_features) if kvm else Judge(vouched, _destination(host, midr))
+        judge = _asking(policy, vcpu_features) if kvm else Judge(policy, _destination(host, midr))
         if judge.host is None and judge.policy.mode is not Mode.OBSERVE:
             raise click.UsageError(
                 "say what the destination is: --host PROFILE, --midr ID, or --kvm for this host; or only watch: "

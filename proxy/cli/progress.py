@@ -8,6 +8,7 @@ from typing import Final
 
 _WORTH_A_BAR: Final = 256 << 20
 """Bytes; smaller files are done before a bar is read."""
+_WORTH_COUNTING: Final = 500
 
 
 @contextmanager
@@ -23,4 +24,19 @@ def progress_on(name: str) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=size)
+        yield lambda step: bar.advance(task, step)
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more of so many things are done."""
+    if not sys.stderr.isatty() or total < _WORTH_COUNTING:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
         yield lambda step: bar.advance(task, step)

@@ -1,0 +1,75 @@
+"""`vmstate-proxy host matrix`."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from proxy.cli.options import policy_options
+from proxy.cli.progress import counting
+from proxy.errors import ConfigError
+from proxy.files import complete_file
+from proxy.fleet import Fleet, FleetHost, in_short, judge_fleet
+from proxy.host_file import load_profile
+from proxy.policy import Policy
+
+
+@click.command("matrix")
+@click.argument("profiles", metavar="PROFILE...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--html", metavar="FILE", help="Write a page with a heat map whose cells open the verdicts.")
+@policy_options
+def command(*, profiles: tuple[str, ...], as_json: bool, html: str | None, policy: Policy) -> None:
+    """Tell who can go where: a guest that starts on each host, judged against every other host.
+
+    PROFILEs are made by 'host probe' or 'host learn'; hosts are called by their files' names. Groups are sets of hosts
+    that can all reach each other: what a scheduler would make a host aggregate of.
+
+    \b
+    Examples:
+      vmstate-proxy host matrix rack*.toml --policy policy.toml
+      vmstate-proxy host matrix rack*.toml --policy policy.toml --html fleet.html
+      vmstate-proxy host matrix rack*.toml --json | jq .groups
+    """
+    hosts = [_load(name) for name in profiles]
+    names = [host.name for host in hosts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two profiles are called {twice}; give the files names that differ")
+    if len(hosts) < 2:
+        raise click.UsageError("give two profiles at least")
+    with counting(len(hosts) * (len(hosts) - 1), "pairs") as progress:
+        fleet = judge_fleet(hosts, policy, progress)
+    if html is not None:
+        from proxy.fleet_page import render
+
+        with complete_file(html) as file:
+            file.write(render(fleet, f"mode {policy.mode.value}, {len(policy.whitelist)} whitelisted").encode())
+        click.echo(f"vmstate-proxy: {html}: {len(fleet.answers)} pairs", err=True)
+    if as_json:
+        click.echo(json.dumps(fleet.as_dict(), indent=1))
+    elif html is None:
+        _show(fleet)
+
+
+def _load(name: str) -> FleetHost:
+    profile = load_profile(Path(name))
+    if profile.others is None:
+        raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
+    return FleetHost(os.path.basename(name).removesuffix(".toml"), profile)
+
+
+def _show(fleet: Fleet) -> None:
+    names = [host.name for host in fleet.hosts]
+    rows = [
+        [source, *(in_short(fleet.answers[source, name]) if name != source else "-" for name in names)]
+        for source in names
+    ]
+    table = [["from \\ to", *names], *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(names) + 1)]
+    for row in table:
+        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("\nGroups, in which all can reach each other:")
+    for group in fleet.groups():
+        click.echo(f"  {', '.join(group)}")
