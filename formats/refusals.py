@@ -28,7 +28,7 @@ FOREIGNERS: Final[tuple[tuple[bytes, str, str], ...]] = (
         "set tls-creds to the empty string on both QEMUs, or take TLS off before the proxy",
     ),
     (b"\x11\x22\x33\x44", "a multifd channel", "turn the capability multifd off"),
-    (b"LibvirtQemudSave", "a libvirt save file", "cut its header off first"),
+    (b"LibvirtQemudSave", "a libvirt save file", "give it as a file, not through a pipe"),
     (b"\xfd7zXZ", "xz-compressed data", "decompress it first"),
     (b"\x1f\x8b", "gzip-compressed data", "decompress it first"),
     (b"(\xb5/\xfd", "zstd-compressed data", "decompress it first"),

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from proxy.files import StreamFile
+
 _WORTH_A_BAR: Final = 256 << 20
 """Bytes; smaller files are done before a bar is read."""
 _WORTH_COUNTING: Final = 500
 
 
 @contextmanager
-def progress_on(name: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many more bytes of the file `name` were worked on."""
+def progress_on(name: str, stream: StreamFile) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told after each step over the file `name`; how far that is, the file knows itself."""
     size = os.path.getsize(name) if os.path.isfile(name) else 0
     if not sys.stderr.isatty() or size < _WORTH_A_BAR:
         yield lambda _: None
@@ -24,7 +26,7 @@ def progress_on(name: str) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=size)
-        yield lambda step: bar.advance(task, step)
+        yield lambda _: bar.update(task, completed=stream.position)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def command(*, stream: str, destination: str, rate: float | None, as_json: bool)
     from proxy.replay import replay
 
     address = parse_address(destination)
-    with open_stream(stream) as source, progress_on(stream) as progress:
+    with open_stream(stream) as source, progress_on(stream, source) as progress:
         report = trio.run(replay, source, address, None if rate is None else rate * (1 << 20), progress)
     if as_json:
         click.echo(report.as_json())
