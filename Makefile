@@ -47,7 +47,7 @@ $(READY): pyproject.toml tools/install-system-packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(BROWSER): $(READY)
-	@sh tools/install-system-packages "$(PYTHON)" chromium
+$(BROWSER): $(READY) tools/install-browser
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
+	@sh tools/install-browser "$(PYTHON)" $(BIN)
 	@touch $@
