@@ -1,6 +1,7 @@
 """TCP sockets as migrations need them: dialled, bound, tuned, pumped, and reset. OSErrors become PeerErrors here."""
 
 import errno
+import os
 import struct
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -102,7 +103,8 @@ async def dial(address: TcpAddress) -> trio.socket.SocketType:
                     await sock.connect((host, port))
                 except OSError as error:
                     sock.close()
-                    problem = error.strerror or error
+                    # trio's own words repeat the address.
+                    problem = os.strerror(error.errno) if error.errno else error
                 except BaseException:
                     sock.close()
                     raise
