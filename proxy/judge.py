@@ -136,7 +136,8 @@ class Judge:
                 yield self._missing(registers, register, value)
             elif own is None or value is None or own == value:
                 if why is not None:
-                    yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, _NO_WAY, why)
+                    rule = _OWN if own == value else _NO_WAY
+                    yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, rule, why)
             else:
                 yield self._difference(registers.vcpu, register, value, own, why)
 
@@ -231,6 +232,7 @@ class Judge:
             yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _STILL, why)
 
 
+_OWN = "the destination does not take even its own value; it may have changed since it was probed"
 _STILL = "the destination does not take it once the changes are made; no rule can change that"
 _NO_WAY = "the destination does not take the guest's own state; no rule can change that"
 _FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"

@@ -1,11 +1,15 @@
 """The words by which files and options name registers, their values, and processors."""
 
 import difflib
+import re
+from typing import Final
 
 from formats.processors import Processors, UnknownProcessorError, parse_processors
 from formats.sysreg import Kind, UnknownRegisterError, describe, parse_register
 from proxy.errors import ConfigError
 from proxy.policy import NO_MIDR
+
+_NUMBER: Final = re.compile(r"0x[0-9a-f]{1,32}|0|[1-9][0-9]{0,31}", re.ASCII | re.IGNORECASE)
 
 
 def register_id(name: str, where: str) -> int:
@@ -26,10 +30,7 @@ def register_value(text: str, where: str) -> int:
     Raises:
         ConfigError: It is no such number; `where` names the file and the key.
     """
-    try:
-        value = int(text, 0)
-    except ValueError:
-        value = -1
+    value = int(text, 0) if _NUMBER.fullmatch(text) else -1
     if not 0 <= value < 1 << 64:
         raise ConfigError(f"{where}: {text!r} is no register value; write it as 0x411fd070")
     return value
