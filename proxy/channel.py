@@ -1,12 +1,16 @@
 """A multifd channel: a connection beside a migration's main one, whose bytes pass as they are."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from proxy.address import TcpAddress
 from proxy.errors import PeerError
-from proxy.sockets import dial, finish_sending, receive, reset, send, together, translated, tune
+from proxy.pumps import together
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.connection import Connection
 
 _BUFFER: Final = 1 << 20
 _PATIENCE: Final = 5.0
@@ -16,8 +20,10 @@ _PATIENCE: Final = 5.0
 class Channel:
     """Carries one channel."""
 
-    def __init__(self, destination: TcpAddress, source: trio.socket.SocketType, main_is_complete: trio.Event) -> None:
-        self._address = destination
+    def __init__(
+        self, dial: "Callable[[], Awaitable[Connection]]", source: "Connection", main_is_complete: trio.Event
+    ) -> None:
+        self._dial = dial
         self._source = source
         self._main_is_complete = main_is_complete
         self._scope = trio.CancelScope()
@@ -29,27 +35,21 @@ class Channel:
         Raises:
             PeerError: It broke, or ended though the main channel does not.
         """
-        destination: trio.socket.SocketType | None = None
+        destination: Connection | None = None
         try:
             with self._scope:
-                destination = await dial(self._address)
-                tune(self._source)
-                tune(destination)
-                async with translated("destination"):
-                    await send(destination, opening)
-                await together(
-                    self._pump(self._source, "source", destination, "destination"),
-                    self._pump(destination, "destination", self._source, "source"),
-                )
+                destination = await self._dial()
+                await destination.send(opening)
+                await together(self._pump(self._source, destination), self._pump(destination, self._source))
                 self._clean = True
         finally:
-            for sock in (self._source, destination):
-                if sock is None:
+            for connection in (self._source, destination):
+                if connection is None:
                     continue
                 if self._clean:
-                    sock.close()
+                    connection.close()
                 else:
-                    reset(sock)
+                    connection.reset()
 
     def end(self, *, clean: bool) -> None:
         """Say that the migration has ended: what is under way may end in order, or is reset."""
@@ -59,16 +59,12 @@ class Channel:
         else:
             self._scope.cancel()
 
-    async def _pump(
-        self, here: trio.socket.SocketType, name: str, there: trio.socket.SocketType, there_name: str
-    ) -> None:
+    async def _pump(self, here: "Connection", there: "Connection") -> None:
         with memoryview(bytearray(_BUFFER)) as buffer:
-            while data := await receive(here, buffer, name):
-                async with translated(there_name):
-                    await send(there, data)
+            while length := await here.receive(buffer):
+                await there.send(buffer[:length])
         with trio.move_on_after(_PATIENCE):
             await self._main_is_complete.wait()
         if not self._main_is_complete.is_set():
-            raise PeerError(name, "ended it before the migration was complete")
-        async with translated(there_name):
-            finish_sending(there)
+            raise PeerError(here.peer, "ended it before the migration was complete")
+        await there.finish()

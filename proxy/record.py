@@ -23,27 +23,17 @@ from formats.events import NEED_DATA, Command, DeviceState, Raw, SectionBegin
 from formats.records import CommandType
 from formats.return_path import ReturnPathListener, pong, shut
 from formats.stream import StreamParser
-from proxy.address import TcpAddress, format_address
+from proxy.dialling import dial
 from proxy.errors import ConfigError, ExitCode, PeerError, ProxyError, RefusedError, exit_code_of
 from proxy.files import STDIO
-from proxy.sockets import (
-    bind,
-    dial,
-    finish_sending,
-    first_to_speak,
-    peer_name,
-    receive,
-    reset,
-    send,
-    together,
-    translated,
-    tune,
-)
+from proxy.listening import first_to_speak, listen
+from proxy.pumps import together
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-Socket = trio.socket.SocketType
+    from proxy.address import Address
+    from proxy.connection import Connection
 
 SCHEMA_VERSION: Final = 1
 PARTIAL: Final = ".partial"
@@ -278,32 +268,28 @@ class _Onward:
 
     patience: Final = float("inf")
 
-    def __init__(self, source: Socket, destination: Socket) -> None:
+    def __init__(self, source: "Connection", destination: "Connection") -> None:
         self._source = source
         self._destination = destination
         self.listener = ReturnPathListener()
         self.ended = False
 
     async def take(self, data: Raw, _commands: list[Command]) -> None:
-        async with translated("destination"):
-            await send(self._destination, data)
+        await self._destination.send(data)
 
     async def silence(self) -> bool:
         return True
 
     async def source_ended(self) -> None:
-        async with translated("destination"):
-            finish_sending(self._destination)
+        await self._destination.finish()
 
     async def talk(self) -> None:
         buffer = memoryview(bytearray(RETURN_BUFFER))
-        while piece := await receive(self._destination, buffer, "destination"):
-            async with translated("source"):
-                await send(self._source, piece)
-            self.listener.listen(piece)
+        while length := await self._destination.receive(buffer):
+            await self._source.send(buffer[:length])
+            self.listener.listen(buffer[:length])
         self.ended = True
-        async with translated("source"):
-            finish_sending(self._source)
+        await self._source.finish()
 
 
 class _Alone:
@@ -313,7 +299,7 @@ class _Alone:
         over: Whether the stream was complete, and the source was told to keep its guest.
     """
 
-    def __init__(self, source: Socket, follower: Follower, config: "RecordConfig") -> None:
+    def __init__(self, source: "Connection", follower: Follower, config: "RecordConfig") -> None:
         self._source = source
         self._follower = follower
         self._config = config
@@ -375,12 +361,10 @@ class _Alone:
         self.over = True
         if self._follower.return_path:
             await self._say(shut(_DID_NOT_TAKE_IT))
-            async with translated("source"):
-                finish_sending(self._source)
+            await self._source.finish()
 
     async def _say(self, message: bytes) -> None:
-        async with translated("source"):
-            await send(self._source, message)
+        await self._source.send(message)
 
 
 # --- one migration
@@ -396,7 +380,7 @@ class RecordConfig:
         wait: Seconds of silence after which, without a destination, a vmdesc is taken not to come.
     """
 
-    destination: TcpAddress | None = None
+    destination: "Address | None" = None
     allow_no_return_path: bool = False
     wait: float = DEFAULT_WAIT
 
@@ -459,22 +443,19 @@ class Recorder:
         """How many bytes the source has sent so far."""
         return self._follower.length
 
-    async def run(self, source: Socket, opening: bytes) -> None:
+    async def run(self, source: "Connection", opening: bytes) -> None:
         """Record the migration whose source has sent `opening`; `report` says how it went. Only cancellation is raised.
 
         However it ends, the connections are closed: cleanly when their peers ended cleanly, with a reset otherwise.
         """
-        destination: Socket | None = None
+        destination: Connection | None = None
         clean = False
 
         try:
-            tune(source)
-            more = partial(receive, source, self._buffer, "source")
-            start, commands = await self._follower.begin(opening, more)
+            start, commands = await self._follower.begin(opening, partial(self._receive, source))
             if self._config.destination is not None:
                 # Not before: a QEMU that waits takes one connection, and exits when that brings something else.
                 destination = await dial(self._config.destination)
-                tune(destination)
                 self._far = _Onward(source, destination)
             else:
                 self._far = _Alone(source, self._follower, self._config)
@@ -485,19 +466,24 @@ class Recorder:
             self._error = error
             clean = isinstance(self._far, _Alone) and self._far.over
         finally:
-            for sock in (source, destination):
-                if sock is not None and clean:
-                    sock.close()
-                elif sock is not None:
-                    reset(sock)
+            for connection in (source, destination):
+                if connection is not None and clean:
+                    connection.close()
+                elif connection is not None:
+                    connection.reset()
 
-    async def _forward(self, source: Socket, far: _Onward | _Alone, start: bytes, commands: list[Command]) -> None:
+    async def _receive(self, source: "Connection") -> memoryview:
+        return self._buffer[: await source.receive(self._buffer)]
+
+    async def _forward(
+        self, source: "Connection", far: _Onward | _Alone, start: bytes, commands: list[Command]
+    ) -> None:
         await self._write(start)
         await far.take(start, commands)
         while True:
             data: memoryview | None = None
             with trio.move_on_after(far.patience):
-                data = await receive(source, self._buffer, "source")
+                data = await self._receive(source)
             if data is None:
                 if not await far.silence():
                     return
@@ -634,7 +620,7 @@ def _unwritten(error: OSError) -> str:
 
 
 async def record(
-    address: TcpAddress, config: RecordConfig, file: RecordingFile, say: "Callable[[str], None]"
+    address: "Address", config: RecordConfig, file: RecordingFile, say: "Callable[[str], None]"
 ) -> RecordReport:
     """Listen, record the first migration that comes, and tell what came of it.
 
@@ -647,19 +633,18 @@ async def record(
     recorder = Recorder(config, file)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
-            listeners = await bind(address)
+            listeners = await listen(address)
         except ConfigError:
             file.discard()
             raise
         onward = "with no destination" if config.destination is None else f"for the destination at {config.destination}"
         for listener in listeners:
-            host, port = listener.socket.getsockname()[:2]
-            say(f"listening on {format_address(host, port)}, {onward}; recording into {file.name}")
+            say(f"listening on {listener.name}, {onward}; recording into {file.name}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, recorder, nursery.cancel_scope, say)
             nursery.start_soon(_tell_progress, recorder, say)
             source, opening = await first_to_speak(listeners, say)
-            say(f"recording what {peer_name(source)} sends")
+            say(f"recording what {source.name} sends")
             await recorder.run(source, opening)
             nursery.cancel_scope.cancel()
     return recorder.report()

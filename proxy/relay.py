@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.multifd import is_channel
-from proxy.address import TcpAddress, format_address
 from proxy.errors import ExitCode
+from proxy.listening import Listener, listen
 from proxy.session import Session, SessionConfig
-from proxy.sockets import bind, peer_name, reset
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from proxy.address import Address
+    from proxy.connection import Connection
     from proxy.report import Report
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
@@ -49,7 +50,7 @@ class Relay:
     _sessions: list[Session] = field(default_factory=list)
     _arrived: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, address: TcpAddress) -> ExitCode:
+    async def run(self, address: "Address") -> ExitCode:
         """Listen, and serve until told to stop.
 
         The first SIGTERM or SIGINT ends the listening and lets the migrations under way end; a second one resets them.
@@ -62,10 +63,9 @@ class Relay:
             ConfigError: The address cannot be listened on.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            listeners = await bind(address)
+            listeners = await listen(address)
             for listener in listeners:
-                host, port = listener.socket.getsockname()[:2]
-                self.say(f"listening on {format_address(host, port)}, for the destination at {self.config.destination}")
+                self.say(f"listening on {listener.name}, for {self.config.route}")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
                 async with trio.open_nursery() as sessions:
@@ -80,39 +80,42 @@ class Relay:
         for scope in self._silent:
             scope.cancel()
 
-    async def _accept(self, listener: trio.SocketListener, sessions: trio.Nursery) -> None:
+    async def _accept(self, listener: Listener, sessions: trio.Nursery) -> None:
         with trio.CancelScope() as scope:
             sessions.start_soon(self._cancel_when_draining, scope)
-            async with listener:
+            try:
                 while True:
                     try:
-                        stream = await listener.accept()
+                        source = await listener.accept()
                     except OSError as error:
                         if error.errno not in _PASSING:
                             raise
                         self.say(f"cannot accept a migration just now: {error.strerror}")
                         await trio.sleep(_BREATH)
                         continue
-                    sessions.start_soon(self._serve, stream.socket)
+                    if source is None:
+                        return
+                    sessions.start_soon(self._serve, source)
+            finally:
+                listener.close()
 
     async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
         await self._draining.wait()
         scope.cancel()
 
-    async def _serve(self, source: trio.socket.SocketType) -> None:
+    async def _serve(self, source: "Connection") -> None:
         session = Session(self.config, source)
-        peer = peer_name(source)
-        if not await self._has_begun(session, source, peer):
+        if not await self._has_begun(session, source):
             return
         if is_channel(session.opening):
-            await self._serve_channel(source, bytes(session.opening), peer)
+            await self._serve_channel(source, bytes(session.opening))
             return
         if self.once and self._begun:
-            reset(source)
+            source.reset()
             return
         self._begun += 1
         number, started = self._begun, trio.current_time()
-        self.say(f"migration {number}: from {peer}")
+        self.say(f"migration {number}: from {source.name}")
         self._sessions.append(session)
         self._arrived.set()
         async with trio.open_nursery() as nursery:
@@ -128,7 +131,7 @@ class Relay:
                 if self.once:
                     self.stop()
 
-    async def _serve_channel(self, source: trio.socket.SocketType, opening: bytes, peer: str) -> None:
+    async def _serve_channel(self, source: "Connection", opening: bytes) -> None:
         """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
         session: Session | None = None
         with trio.move_on_after(_CHANNEL_WAIT):
@@ -138,12 +141,12 @@ class Relay:
             await newest.dialled.wait()
             session = newest
         if session is None:
-            self.say(f"{peer}: a multifd channel without its migration")
-            reset(source)
+            self.say(f"{source.name}: a multifd channel without its migration")
+            source.reset()
             return
         await session.carry_channel(source, opening)
 
-    async def _has_begun(self, session: Session, source: trio.socket.SocketType, peer: str) -> bool:
+    async def _has_begun(self, session: Session, source: "Connection") -> bool:
         """Wait until a migration begins on a connection; when no more are taken, those that said nothing are closed."""
         with trio.CancelScope() as scope:
             self._silent.add(scope)
@@ -152,12 +155,12 @@ class Relay:
                     scope.cancel()
                 begun = await session.wait_begin()
                 if not begun:
-                    self.say(f"{peer} connected and left without a word")
+                    self.say(f"{source.name} connected and left without a word")
                 elif not self._draining.is_set():
                     return True
             finally:
                 self._silent.discard(scope)
-        reset(source)
+        source.reset()
         return False
 
     async def _tell_progress(self, number: int, report: "Report") -> None:

@@ -9,14 +9,16 @@ import trio
 
 from formats.errors import FormatError
 from formats.return_path import POSTCOPY_REQUESTS, MessageType, ReturnPathListener
+from proxy.dialling import dial
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
+from proxy.pumps import together
 from proxy.record import RETURN_BUFFER, SCHEMA_VERSION, Follower, ended, exit_code
-from proxy.sockets import dial, finish_sending, receive, reset, send, together, translated, tune
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from proxy.address import TcpAddress
+    from proxy.address import Address
+    from proxy.connection import Connection
     from proxy.offline import Source
 
 _BUFFER: Final = 1 << 20
@@ -101,7 +103,7 @@ class Replay:
         self._error: ProxyError | FormatError | None = _Stopped("the replay was stopped")
         self._buffer = bytearray(_BUFFER)
 
-    async def run(self, destination: "TcpAddress", progress: "Callable[[int], None]") -> None:
+    async def run(self, destination: "Address", progress: "Callable[[int], None]") -> None:
         """Send the stream; `report` says how it went. Only cancellation is raised.
 
         Unless all went well the connection is reset, so that no destination takes a part for the whole.
@@ -110,21 +112,20 @@ class Replay:
             destination: Where the destination listens.
             progress: Is told after each step how many bytes were sent in it.
         """
-        sock: trio.socket.SocketType | None = None
+        connection: Connection | None = None
         try:
             # Before the dialling: a QEMU that waits takes one connection, and exits when that brings something else.
             opening, _ = await self._follower.begin(b"", self._read)
-            sock = await dial(destination)
-            tune(sock)
-            await together(self._forward(sock, opening, progress), self._backward(sock))
+            connection = await dial(destination)
+            await together(self._forward(connection, opening, progress), self._backward(connection))
             self._error = self._send_error
         except (ProxyError, FormatError) as error:
             self._error = error
         finally:
-            if sock is not None and self._error is None:
-                sock.close()
-            elif sock is not None:
-                reset(sock)
+            if connection is not None and self._error is None:
+                connection.close()
+            elif connection is not None:
+                connection.reset()
 
     async def _read(self) -> memoryview:
         """Read on in the stream; in a thread, because a pipe may be slow."""
@@ -132,39 +133,37 @@ class Replay:
         return memoryview(self._buffer)[:length]
 
     async def _forward(
-        self, sock: trio.socket.SocketType, data: bytes | memoryview, progress: "Callable[[int], None]"
+        self, destination: "Connection", data: bytes | memoryview, progress: "Callable[[int], None]"
     ) -> None:
         try:
             while len(data):
-                await self._send(sock, memoryview(data), progress)
+                await self._send(destination, memoryview(data), progress)
                 data = await self._read()
                 self._follower.follow(data)
             if self._follower.cut:
                 assert self._follower.problem is not None
                 raise self._follower.problem
-            async with translated("destination"):
-                finish_sending(sock)
+            await destination.finish()
             self._all_sent = True
         except PeerError as error:
             # What the destination said before it broke the connection is still to be heard.
             self._send_error = error
 
-    async def _send(self, sock: trio.socket.SocketType, data: memoryview, progress: "Callable[[int], None]") -> None:
+    async def _send(self, destination: "Connection", data: memoryview, progress: "Callable[[int], None]") -> None:
         for start in range(0, len(data), self._step):
             step = data[start : start + self._step]
             if self._rate is not None:
                 await trio.sleep_until(self._due)
                 # Not from when it was due: what a slow destination held up is not caught up with.
                 self._due = trio.current_time() + len(step) / self._rate
-            async with translated("destination"):
-                await send(sock, step)
+            await destination.send(step)
             self._sent += len(step)
             progress(len(step))
 
-    async def _backward(self, sock: trio.socket.SocketType) -> None:
+    async def _backward(self, destination: "Connection") -> None:
         buffer = memoryview(bytearray(RETURN_BUFFER))
-        while piece := await receive(sock, buffer, "destination"):
-            self._listener.listen(piece)
+        while length := await destination.receive(buffer):
+            self._listener.listen(buffer[:length])
             for kind in sorted(POSTCOPY_REQUESTS & self._listener.heard.keys()):
                 raise RefusedError(
                     f"the destination asks for what only a running source has ({MessageType(kind).name}): this is the "
@@ -211,7 +210,7 @@ class Replay:
 
 
 async def replay(
-    source: "Source", destination: "TcpAddress", rate: float | None, progress: "Callable[[int], None]"
+    source: "Source", destination: "Address", rate: float | None, progress: "Callable[[int], None]"
 ) -> ReplayReport:
     """Send a stream to a destination, and tell what came of it; SIGTERM and SIGINT break it off with a reset."""
     it = Replay(source, rate=rate)

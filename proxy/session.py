@@ -9,16 +9,17 @@ import trio
 from formats.errors import FormatError
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.return_path import ReturnPathListener
-from proxy.address import TcpAddress
 from proxy.channel import Channel
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.judge import Judge
+from proxy.pumps import together
 from proxy.report import Report
 from proxy.rewriter import Rewriter
-from proxy.sockets import dial, finish_sending, reset, send, together, translated, tune
+from proxy.route import Route
 
 if TYPE_CHECKING:
     from formats.events import Raw
+    from proxy.connection import Connection
 
 
 _BUFFER: Final = 1 << 20
@@ -36,14 +37,14 @@ class SessionConfig:
     """What every migration through one listener has in common.
 
     Attributes:
-        destination: Where the destination QEMU listens.
+        route: How the destination is reached.
         judge: What it accepts, and what the operator vouches for.
         allow_no_return_path: Whether sources without a return path may come.
         device_state_limit: Bytes of device state held at most.
         vmdesc_wait: Seconds to wait for a vmdesc after what looks like the end.
     """
 
-    destination: TcpAddress
+    route: Route
     judge: Judge
     allow_no_return_path: bool = False
     device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT
@@ -59,10 +60,11 @@ class Session:
         dialled: Set when the main channel has reached the destination; other channels may follow then.
     """
 
-    def __init__(self, config: SessionConfig, source: trio.socket.SocketType) -> None:
+    def __init__(self, config: SessionConfig, source: "Connection") -> None:
         self.dialled = trio.Event()
         self._config = config
         self._source = source
+        self._address = config.route.destination_of(source)
         self._rewriter = Rewriter(
             config.judge,
             live=True,
@@ -88,9 +90,9 @@ class Session:
         """What the source sent first, once `wait_begin` has returned True."""
         return self._buffer[: self._received or 0]
 
-    async def carry_channel(self, source: trio.socket.SocketType, opening: bytes) -> None:
+    async def carry_channel(self, source: "Connection", opening: bytes) -> None:
         """Carry a multifd channel of this migration to its end; if it is lost, so is the migration."""
-        channel = Channel(self._config.destination, source, self._all_sent)
+        channel = Channel(self._dial, source, self._all_sent)
         self._channels.add(channel)
         self.report.channels += 1
         try:
@@ -117,14 +119,12 @@ class Session:
         The destination is not dialled before the source has shown that it sends a migration: a QEMU that waits for one
         takes a single connection, and exits when that brings something else.
         """
-        destination: trio.socket.SocketType | None = None
+        destination: Connection | None = None
         clean = False
         try:
             pieces = await self._beginning()
-            destination = await dial(self._config.destination)
+            destination = await self._dial()
             self.dialled.set()
-            tune(self._source)
-            tune(destination)
             await self._pump(destination, pieces)
             clean = True
         except (FormatError, RefusedError):
@@ -141,13 +141,16 @@ class Session:
         finally:
             for channel in self._channels:
                 channel.end(clean=clean)
-            for sock in (self._source, destination):
-                if sock is None:
+            for connection in (self._source, destination):
+                if connection is None:
                     continue
                 if clean:
-                    sock.close()
+                    connection.close()
                 else:
-                    reset(sock)
+                    connection.reset()
+
+    async def _dial(self) -> "Connection":
+        return await self._config.route.dial(self._address)
 
     async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""
@@ -159,7 +162,7 @@ class Session:
             received = await self._receive()
         return self._rewriter.end()
 
-    async def _pump(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
+    async def _pump(self, destination: "Connection", pieces: "list[Raw]") -> None:
         """Run both directions, until they end or a channel is lost."""
         with self._scope:
             await together(self._forward(destination, pieces), self._backward(destination))
@@ -167,7 +170,7 @@ class Session:
             raise self._lost
         self._check_confirmed()
 
-    async def _forward(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
+    async def _forward(self, destination: "Connection", pieces: "list[Raw]") -> None:
         """Source to destination, through the rewriter."""
         rewriter = self._rewriter
         await self._release(destination, pieces)
@@ -183,42 +186,32 @@ class Session:
                 if self._destination_ended and not rewriter.complete:
                     raise PeerError("destination", "gave up before it had the guest; its own log says why")
                 await self._release(destination, rewriter.end())
-                async with translated("destination"):
-                    finish_sending(destination)
+                await destination.finish()
                 return
 
     async def _receive(self) -> int | None:
         """Receive into the buffer from the source; None when only a vmdesc is missing and does not come."""
         wait = self._config.vmdesc_wait if self._rewriter.awaiting_vmdesc else float("inf")
         received: int | None = None
-        async with translated("source"):
-            with trio.move_on_after(wait):
-                received = await self._source.recv_into(self._buffer)
+        with trio.move_on_after(wait):
+            received = await self._source.receive(self._buffer)
         return received
 
-    async def _release(self, destination: trio.socket.SocketType, pieces: "list[Raw]") -> None:
-        async with translated("destination"):
-            for piece in pieces:
-                await send(destination, piece)
-                self.report.bytes_out += len(piece)
+    async def _release(self, destination: "Connection", pieces: "list[Raw]") -> None:
+        for piece in pieces:
+            await destination.send(piece)
+            self.report.bytes_out += len(piece)
         if self._rewriter.complete:
             self._all_sent.set()
 
-    async def _backward(self, destination: trio.socket.SocketType) -> None:
+    async def _backward(self, destination: "Connection") -> None:
         """Destination to source: the return path, passed on as it comes."""
-        buffer = bytearray(_RETURN_BUFFER)
-        with memoryview(buffer) as view:
-            while True:
-                async with translated("destination"):
-                    received = await destination.recv_into(buffer)
-                if not received:
-                    self._destination_ended = True
-                    async with translated("source"):
-                        finish_sending(self._source)
-                    return
-                async with translated("source"):
-                    await send(self._source, view[:received])
+        with memoryview(bytearray(_RETURN_BUFFER)) as view:
+            while received := await destination.receive(view):
+                await self._source.send(view[:received])
                 self._listener.listen(view[:received])
+        self._destination_ended = True
+        await self._source.finish()
 
     def _check_confirmed(self) -> None:
         """With a return path, a migration is done when the destination says so, not when its stream was sent."""

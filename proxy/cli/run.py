@@ -60,11 +60,12 @@ def command(
 
     from proxy.address import parse_address
     from proxy.relay import Relay
+    from proxy.route import Route
     from proxy.session import SessionConfig
 
     address = parse_address(listen)
     config = SessionConfig(
-        destination=parse_address(connect),
+        route=Route(parse_address(connect)),
         judge=options.judge,
         allow_no_return_path=allow_no_return_path,
         device_state_limit=options.device_state_limit,

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from proxy.address import TcpAddress, format_address, parse_address
+from proxy.address import TcpAddress, UnixAddress, format_address, parse_address
 from proxy.errors import ConfigError, ExitCode
 
 ANY, FOUR, SIX = socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6
@@ -56,9 +56,19 @@ def test_good_addresses(text: str, host: str, port: int, family: socket.AddressF
         "tcp:host:\u0664\u0664",
         "host:4444",
         "TCP:host:4444",
-        "unix:/run/socket",
+        "unix:",
+        "unix:@",
+        "unix:/" + 107 * "x",
         "exec:cat",
-        "fd:7",
+        "fd:",
+        "fd:name",
+        "fd:-1",
+        "vsock:2",
+        "vsock:host:1",
+        "vsock:4294967296:1",
+        "stdio:1",
+        "stdio",
+        "systemd:x",
         "rdma:host:4444",
         "tcp:::1:4444",
         "tcp:[]:4444",
@@ -81,7 +91,20 @@ def test_bad_addresses(text: str) -> None:
     assert caught.value.exit_code is ExitCode.USAGE
 
 
+@pytest.mark.parametrize(
+    "text", ["unix:/run/socket", "unix:@name", "unix:x", "vsock:2:49152", "vsock:any:1", "fd:7", "stdio:", "systemd:"]
+)
+def test_other_addresses_are_written_as_they_are_read(text: str) -> None:
+    assert str(parse_address(text)) == text
+
+
+def test_an_abstract_name_begins_with_a_zero_byte() -> None:
+    assert UnixAddress("@name").sockaddr == "\0name"
+    assert UnixAddress("/run/socket").sockaddr == "/run/socket"
+
+
 @pytest.mark.parametrize("text", ["tcp:127.0.0.1:4444", "tcp:[::1]:4444", "tcp:h:0"])
 def test_an_address_is_written_as_it_is_read(text: str) -> None:
     address = parse_address(text)
+    assert isinstance(address, TcpAddress)
     assert str(address) == format_address(address.host, address.port) == text

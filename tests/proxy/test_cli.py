@@ -334,7 +334,7 @@ def test_rewriting_a_file_onto_itself(run: Callable[..., Result], stream: Path) 
         (["run", "--listen", "tcp:h:1", *ALLOWED], "--connect"),
         (["run", "--listen", "tcp::0", "--connect", "tcp:h:1"], "--mode observe"),
         (["run", "--listen", "h:1", "--connect", "tcp:h:1", *ALLOWED], "tcp:HOST:PORT"),
-        (["run", "--listen", "tcp::0", "--connect", "unix:/x", *ALLOWED], "tcp:HOST:PORT"),
+        (["run", "--listen", "tcp::0", "--connect", "udp:/x", *ALLOWED], "tcp:HOST:PORT"),
         (["run", "--listen", "tcp:192.0.2.1:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:192.0.2.1:0"),
         (["run", "--listen", "tcp:no..name:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:no..name:0"),
         (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--vmdesc-wait", "0"], "--vmdesc-wait"),

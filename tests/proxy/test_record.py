@@ -21,6 +21,7 @@ import proxy.record
 from formats.errors import TruncatedStreamError
 from formats.events import SectionBegin
 from proxy.address import TcpAddress, parse_address
+from proxy.connection import SocketConnection
 from proxy.errors import ConfigError, ExitCode
 from proxy.files import open_stream
 from proxy.record import Follower, RecordConfig, Recorder, RecordingFile, RecordReport, record
@@ -100,7 +101,7 @@ async def recording(
             it = Recording(source, back, directory / name, recorder)
 
             async def run() -> None:
-                await recorder.run(accepted, opening)
+                await recorder.run(SocketConnection("source", accepted), opening)
                 it.reports.append(recorder.report())
                 it.over.set()
 
@@ -576,7 +577,7 @@ async def test_a_destination_that_cannot_be_reached(tmp_path: Path) -> None:
             accepted, _ = await front.accept()
             config = RecordConfig(TcpAddress("127.0.0.1", port))
             recorder = Recorder(config, RecordingFile(str(tmp_path / "out")))
-            await recorder.run(accepted, STREAM[:1000])
+            await recorder.run(SocketConnection("source", accepted), STREAM[:1000])
             assert await rest(source) == (b"", "reset")
     report = recorder.report()
     assert report.exit_code is ExitCode.FAILED
@@ -594,7 +595,7 @@ async def test_a_recording_that_is_stopped_resets_its_peers(tmp_path: Path, onwa
         address = TcpAddress("127.0.0.1", back.getsockname()[1]) if onward else None
         recorder = Recorder(RecordConfig(address), RecordingFile(str(tmp_path / "out")))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(recorder.run, accepted, STREAM[:8])
+            nursery.start_soon(recorder.run, SocketConnection("source", accepted), STREAM[:8])
             await send(source, STREAM[8:-1])
             while recorder.length < len(STREAM) - 1:
                 await trio.sleep(0.01)
@@ -785,7 +786,7 @@ async def test_a_recording_outlives_the_first_signal_not_the_second(tmp_path: Pa
     [
         (["out"], "--listen"),
         (["--listen", "tcp::0"], "OUT"),
-        (["--listen", "unix:x", "out"], "write tcp:HOST:PORT"),
+        (["--listen", "udp:x", "out"], "write tcp:HOST:PORT"),
         (["--listen", "tcp::0", "--connect", "x", "out"], "write tcp:HOST:PORT"),
         (["--listen", "tcp::0", "out.zst"], ".xz or .gz"),
         (["--listen", "tcp::0", "no/such/folder/out"], "No such file or directory"),

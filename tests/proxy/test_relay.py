@@ -25,6 +25,7 @@ from proxy.address import TcpAddress, parse_address
 from proxy.errors import ConfigError, ExitCode
 from proxy.relay import Relay
 from proxy.report import Outcome, Report
+from proxy.route import Route
 from proxy.session import SessionConfig
 from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, short, value, value_at, with_value
 from tests.proxy.test_session import connect, listen, receive, reset, rest, send
@@ -71,7 +72,7 @@ async def service(
     said: list[str] = []
     reports: list[Report] = []
     with trio.fail_after(10), await listen(back) as destination:
-        config = SessionConfig(TcpAddress(back, destination.getsockname()[1]), judge_ or judge(R0))
+        config = SessionConfig(Route(TcpAddress(back, destination.getsockname()[1])), judge_ or judge(R0))
         relay = Relay(config, once, said.append, reports.append)
         it = Service(relay, destination, [], said, reports)
 
@@ -190,14 +191,14 @@ async def test_ipv6_both_ways() -> None:
 
 async def test_an_address_in_use_is_a_configuration_error() -> None:
     with await listen() as taken:
-        relay = Relay(SessionConfig(TcpAddress("127.0.0.1", 1), judge(R0)), False, print, print)
+        relay = Relay(SessionConfig(Route(TcpAddress("127.0.0.1", 1)), judge(R0)), False, print, print)
         with pytest.raises(ConfigError, match=r"cannot listen on tcp:127\.0\.0\.1:\d+: Address already in use"):
             await relay.run(TcpAddress("127.0.0.1", taken.getsockname()[1]))
 
 
 @pytest.mark.parametrize("host", ["no..name", "x" * 64, "192.0.2.1", "no_such_name.invalid"])
 async def test_an_address_that_is_not_here_is_a_configuration_error(host: str) -> None:
-    relay = Relay(SessionConfig(TcpAddress("127.0.0.1", 1), judge(R0)), False, print, print)
+    relay = Relay(SessionConfig(Route(TcpAddress("127.0.0.1", 1)), judge(R0)), False, print, print)
     with pytest.raises(ConfigError, match="cannot listen on tcp:"):
         await relay.run(TcpAddress(host, 0))
 

@@ -19,9 +19,11 @@ import pytest
 import trio
 
 from proxy.address import TcpAddress
+from proxy.connection import SocketConnection
 from proxy.errors import ExitCode
 from proxy.files import open_stream
 from proxy.replay import Replay, ReplayReport, replay
+from proxy.route import Route
 from proxy.session import Session, SessionConfig
 from tests.lab.proxy import vmstate_proxy
 from tests.proxy.helpers import (
@@ -219,11 +221,11 @@ async def test_through_the_proxy() -> None:
     with trio.fail_after(30), await listen() as front, await listen() as back:
         it = Replay(io.BytesIO(STREAM))
         address = TcpAddress("127.0.0.1", front.getsockname()[1])
-        config = SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0))
+        config = SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1])), judge(R0))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.run, address, lambda _: None)
             accepted, _ = await front.accept()
-            session = Session(config, accepted)
+            session = Session(config, SocketConnection("source", accepted))
             nursery.start_soon(carry, session)
             destination, _ = await back.accept()
             with destination:
@@ -502,7 +504,7 @@ async def test_the_command_tells_of_a_guest_that_was_not_taken(tmp_path: Path) -
         ([], "STREAM"),
         (["/dev/null"], "URI"),
         (["missing", "tcp::1"], "missing: No such file"),
-        (["/dev/null", "unix:x"], "write tcp:HOST:PORT"),
+        (["/dev/null", "udp:x"], "write tcp:HOST:PORT"),
         (["/dev/null", "tcp::1", "--rate", "0"], "--rate"),
         (["/dev/null", "tcp::1", "--rate", "x"], "--rate"),
     ],

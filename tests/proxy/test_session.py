@@ -13,9 +13,11 @@ import trio
 
 from formats.sysreg import MIDR_EL1
 from proxy.address import TcpAddress
+from proxy.connection import SocketConnection
 from proxy.errors import ExitCode
 from proxy.policy import Mode
 from proxy.report import Outcome, Report
+from proxy.route import Route
 from proxy.session import Session, SessionConfig
 from tests.proxy.helpers import (
     OPEN_RETURN_PATH,
@@ -111,8 +113,10 @@ async def migration(
         with await connect(front.getsockname()) as source:
             accepted, _ = await front.accept()
             session = Session(
-                SessionConfig(TcpAddress("127.0.0.1", port), judge_ or judge(R0), vmdesc_wait=vmdesc_wait, **config),
-                accepted,
+                SessionConfig(
+                    Route(TcpAddress("127.0.0.1", port)), judge_ or judge(R0), vmdesc_wait=vmdesc_wait, **config
+                ),
+                SocketConnection("source", accepted),
             )
             over = trio.Event()
 
@@ -449,8 +453,8 @@ async def test_what_is_refused_at_once_never_reaches_the_destination(said: bytes
         with await connect(front.getsockname()) as source:
             accepted, _ = await front.accept()
             session = Session(
-                SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge()),
-                accepted,
+                SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1])), judge()),
+                SocketConnection("source", accepted),
             )
             await send(source, said)
             source.shutdown(socket.SHUT_WR)
@@ -475,9 +479,9 @@ async def test_a_peer_that_leaves_without_a_word_is_no_migration() -> None:
     with trio.fail_after(10), await listen() as front, await listen() as back:
         with await connect(front.getsockname()) as source:
             accepted, _ = await front.accept()
-            config = SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0))
+            config = SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1])), judge(R0))
             source.shutdown(socket.SHUT_WR)
-            assert not await Session(config, accepted).wait_begin()
+            assert not await Session(config, SocketConnection("source", accepted)).wait_begin()
             assert await rest(source) == (b"", "end of file")
         with trio.move_on_after(0.02):
             await back.accept()
@@ -491,9 +495,9 @@ async def test_a_header_may_come_byte_by_byte() -> None:
         front, back = stack.enter_context(await listen()), stack.enter_context(await listen())
         source = stack.enter_context(await connect(front.getsockname()))
         accepted, _ = await front.accept()
-        config = SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0))
+        config = SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1])), judge(R0))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        nursery.start_soon(carry, Session(config, accepted))
+        nursery.start_soon(carry, Session(config, SocketConnection("source", accepted)))
         for at in range(100):
             await send(source, STREAM[at : at + 1])
             await trio.sleep(0.001)
@@ -513,7 +517,9 @@ async def test_an_unreachable_destination_resets_the_source(said: bytes) -> None
         back.close()
         with await connect(front.getsockname()) as source:
             accepted, _ = await front.accept()
-            session = Session(SessionConfig(TcpAddress("127.0.0.1", port), judge(R0)), accepted)
+            session = Session(
+                SessionConfig(Route(TcpAddress("127.0.0.1", port)), judge(R0)), SocketConnection("source", accepted)
+            )
             await send(source, said)
             assert await session.wait_begin()
             await session.run()
@@ -531,7 +537,8 @@ async def test_a_destination_without_an_address_resets_the_source(
 ) -> None:
     with trio.fail_after(10), await listen() as front, await connect(front.getsockname()) as source:
         accepted, _ = await front.accept()
-        session = Session(SessionConfig(TcpAddress(host, 1), judge(R0)), accepted)
+        config = SessionConfig(Route(TcpAddress(host, 1)), judge(R0))
+        session = Session(config, SocketConnection("source", accepted))
         await send(source, STREAM[:1000])
         assert await session.wait_begin()
         await session.run()
@@ -547,7 +554,10 @@ async def test_a_stopped_session_resets_both() -> None:
         front, back = stack.enter_context(await listen()), stack.enter_context(await listen())
         source = stack.enter_context(await connect(front.getsockname()))
         accepted, _ = await front.accept()
-        session = Session(SessionConfig(TcpAddress("127.0.0.1", back.getsockname()[1]), judge(R0)), accepted)
+        session = Session(
+            SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1])), judge(R0)),
+            SocketConnection("source", accepted),
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(carry, session)
             await send(source, STREAM)
