@@ -98,12 +98,14 @@ class DeviceState(Event):
         sections: The sections in the order of the wire.
         vmdesc: The description that they were located by; None when the stream has none, and footers located them.
         early: True for sections before the iterable ones; no end of file follows.
+        packaged: True for those of a postcopy migration, in its package; no end of file follows, and no vmdesc.
     """
 
     held: bytearray = field(repr=False)
     sections: "tuple[DeviceSection, ...]"
     vmdesc: "Vmdesc | None"
     early: bool
+    packaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +113,19 @@ class LateVmdesc(Event):
     """A vmdesc that came after the device state was located without it; it agrees."""
 
 
-AnyEvent = FileHeader | Configuration | Command | SectionBegin | IterableData | SectionFooter | DeviceState | LateVmdesc
+@dataclass(frozen=True, slots=True)
+class PostcopyData(Event):
+    """A stretch of what follows the package: memory, and no device's state any more. It is not looked at."""
+
+
+AnyEvent = (
+    FileHeader
+    | Configuration
+    | Command
+    | SectionBegin
+    | IterableData
+    | SectionFooter
+    | DeviceState
+    | LateVmdesc
+    | PostcopyData
+)

@@ -18,6 +18,8 @@ class State(enum.Enum):
     ITERABLE_BODY = "the body of an iterable section"
     ITERABLE_FOOTER = "the footer of an iterable section"
     DEVICE_STATE = "the rest of the device state"
+    PACKAGE = "the rest of the package"
+    POSTCOPY = "memory, or the end"
     AFTER_EOF = "a late vmdesc or the end"
     DONE = "the end"
     ERROR = "nothing: an error was found"

@@ -23,3 +23,8 @@ HELLO: Final = Struct(
 def is_channel(opening: bytes | memoryview) -> bool:
     """Tell whether a connection that begins so is a multifd channel."""
     return bytes(opening[: len(MAGIC)]) == MAGIC
+
+
+def channel_guest(opening: bytes | memoryview) -> bytes:
+    """Return the UUID of the guest that a channel belongs to, 16 bytes; shorter where its greeting is cut off."""
+    return bytes(opening[8:24])

@@ -46,13 +46,22 @@ class RamReader(IterableReader):
 
     idstr: ClassVar[str] = "ram"
 
-    def __init__(self, *, page_size: int = 4096, block_has_address: bool = False) -> None:
+    def __init__(self, *, page_size: int = 4096, block_has_address: bool = False, page_sizes: int = 0) -> None:
+        """Make a reader.
+
+        Args:
+            page_size: Bytes of a target page.
+            block_has_address: Whether the setup list has addresses (capability x-ignore-shared).
+            page_sizes: The sizes of all host pages, or-ed, where the setup list may have them (postcopy); else 0.
+        """
         super().__init__()
         self.page_size = page_size
         self.blocks: dict[str, int] = {}
         self.full_pages = 0
         self.zero_pages = 0
         self._block_has_address = block_has_address
+        self._page_sizes = page_sizes
+        self._page_size_may_follow = False
         self._block_bytes_left = 0
         # The byte before a header's last one holds flags from 0x100 on, as far as page offsets leave it bits.
         no_flag = bytes(byte for byte in range(256) if not byte << 8 & page_size - 1)
@@ -91,11 +100,17 @@ class RamReader(IterableReader):
 
     def record(self, data: memoryview, position: int, offset: int) -> Record | None:
         """Read one record header; see `IterableReader.record`."""
-        if self._block_bytes_left:
+        if self._block_bytes_left and not (self._page_size_may_follow and data[position] == 0):
             return self._block(data, position, offset)
         if len(data) - position < 8:
             return None
         (word,) = _BE64.unpack_from(data, position)
+        if self._page_size_may_follow:
+            # Whether a block's page size follows hangs on the source's own, which it does not say. What may stand in
+            # its place is the length of an idstr, which is not 0, or a record, whose offset and flags are no page size.
+            self._page_size_may_follow = False
+            if self._block_bytes_left or (word & self._page_sizes and word == word & -word):
+                return self._page_size(word, offset)
         flags = word & (self.page_size - 1)
         kind = flags & ~CONTINUE
         if kind == EOS:
@@ -113,6 +128,11 @@ class RamReader(IterableReader):
         if not flags & CONTINUE:
             end = counted(data, position + 8)
         return None if end is None else self._page(kind, data, position, end)
+
+    def _page_size(self, size: int, offset: int) -> Record:
+        if not size & self._page_sizes or size != size & -size:
+            raise self.malformed(f"a RAM block with pages of {size:#x} bytes, which were not announced", offset)
+        return Record(8, 0, False)
 
     def _page(self, kind: int, data: memoryview, position: int, end: int) -> Record | None:
         """Read what follows a page record's be64 and idstr, which end at `end`."""
@@ -143,6 +163,7 @@ class RamReader(IterableReader):
             )
         self.blocks[name] = length
         self._block_bytes_left -= length
+        self._page_size_may_follow = bool(self._page_sizes)
         return Record(name_end + tail - position, 0, False)
 
 

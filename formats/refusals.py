@@ -1,20 +1,17 @@
-"""What is refused by name: streams of other kinds, and capabilities that lead out of a plain precopy migration."""
+"""What is refused by name: streams of other kinds, and what leads to where a guest's registers cannot be judged."""
 
 from typing import Final
 
 from formats.records import CommandType
 
 REFUSED_COMMANDS: Final[dict[CommandType, tuple[str, str]]] = {
-    CommandType.POSTCOPY_ADVISE: ("postcopy", "turn the capabilities postcopy-ram and dirty-bitmaps postcopy off"),
-    CommandType.POSTCOPY_LISTEN: ("postcopy", "turn the capability postcopy-ram off"),
-    CommandType.POSTCOPY_RUN: ("postcopy", "turn the capability postcopy-ram off"),
-    CommandType.POSTCOPY_RAM_DISCARD: ("postcopy", "turn the capability postcopy-ram off"),
-    CommandType.PACKAGED: ("postcopy", "turn the capability postcopy-ram off"),
-    CommandType.POSTCOPY_RESUME: ("postcopy recovery", "turn the capability postcopy-ram off"),
-    CommandType.RECV_BITMAP: ("postcopy recovery", "turn the capability postcopy-ram off"),
+    CommandType.POSTCOPY_LISTEN: ("postcopy without a package", "no QEMU sends that"),
+    CommandType.POSTCOPY_RUN: ("postcopy without a package", "no QEMU sends that"),
+    CommandType.POSTCOPY_RESUME: ("postcopy recovery on a connection that began otherwise", "no QEMU sends that"),
+    CommandType.RECV_BITMAP: ("postcopy recovery on a connection that began otherwise", "no QEMU sends that"),
     CommandType.ENABLE_COLO: ("COLO", "turn the capability x-colo off"),
 }
-"""Commands that lead out of precopy; refused where they are announced, while the source still has its guest."""
+"""Commands that lead to where nothing can be judged; refused while the source still has its guest."""
 
 REFUSED_CAPABILITIES: Final[dict[str, str]] = {
     "mapped-ram": "save to a plain stream: turn the capability mapped-ram off",

@@ -2,7 +2,8 @@
 
 A message is be16 type, be16 length, payload. A migration's own are only listened to: the proxy passes their bytes on
 as they come. Where there is no destination, `pong` and `shut` are what one would say.
-Source: QEMU `migration/migration.c` (`enum mig_rp_message_type`, `source_return_path_thread`).
+Source: QEMU `migration/migration.c` (`enum mig_rp_message_type`, `source_return_path_thread`), `migration/ram.c`
+(`ramblock_recv_bitmap_send`).
 """
 
 import enum
@@ -23,6 +24,7 @@ class MessageType(enum.IntEnum):
     REQ_PAGES_ID = 3
     REQ_PAGES = 4
     RECV_BITMAP = 5
+    """u8 length + a RAM block's idstr; be64 size, that many bytes, and a be64 mark follow outside the message."""
     RESUME_ACK = 6
     SWITCHOVER_ACK = 7
 
@@ -34,6 +36,7 @@ POSTCOPY_REQUESTS: Final = frozenset(
 
 _HEADER: Final = Struct(">HH")
 _BE32: Final = Struct(">I")
+_BE64: Final = Struct(">Q")
 
 
 def shut(value: int) -> bytes:
@@ -59,6 +62,7 @@ class ReturnPathListener:
         self.heard: Counter[int] = Counter()
         self._partial = b""
         self._payload_left = 0
+        self._bitmap_follows = False
 
     def listen(self, data: Raw) -> None:
         """Take the next bytes that the destination sent."""
@@ -67,6 +71,14 @@ class ReturnPathListener:
             step = min(self._payload_left, len(rest))
             self._payload_left -= step
             rest = rest[step:]
+            if self._payload_left:
+                break
+            if self._bitmap_follows:
+                if len(rest) < _BE64.size:
+                    break
+                self._payload_left = sum(_BE64.unpack_from(rest)) + 2 * _BE64.size
+                self._bitmap_follows = False
+                continue
             if len(rest) < _HEADER.size:
                 break
             kind, length = _HEADER.unpack_from(rest)
@@ -77,4 +89,5 @@ class ReturnPathListener:
             self.heard[kind] += 1
             rest = rest[_HEADER.size :]
             self._payload_left = length
+            self._bitmap_follows = kind == MessageType.RECV_BITMAP
         self._partial = bytes(rest)

@@ -1,10 +1,13 @@
-"""The section grammar: a push parser of the main channel of a precopy migration.
+"""The section grammar: a push parser of the main channel of a migration.
 
 Feed it bytes, take events until `NEED_DATA`, feed more; when the source has ended, feed `b""` and take the rest.
 Device sections are held until all of them are there, because only then can they be located (`formats.device_state`).
+In postcopy they come as a package, and what follows it is memory, which is not looked at any more.
 Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 """
 
+from collections import deque
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from formats.device_state import NO_VMDESC, DeviceSection, EarlySection, locate_by_vmdesc
@@ -27,12 +30,15 @@ from formats.events import (
     IterableData,
     LateVmdesc,
     NeedData,
+    PostcopyData,
     Raw,
     SectionBegin,
     SectionFooter,
 )
 from formats.grammar import ACCEPTS, State
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT, DeviceStateHold
+from formats.package import SECTION as PACKAGE
+from formats.package import open_package
 from formats.ram import RamReader
 from formats.readers import reader_for
 from formats.records import (
@@ -58,6 +64,10 @@ if TYPE_CHECKING:
 
 _DEFAULT_PAGE_BITS: Final = 12
 
+_ADVISE: Final = Struct(">QQ")
+_LENGTH: Final = Struct(">I")
+_PACKAGED_SIZE: Final = 5 + _LENGTH.size
+
 
 class StreamParser:
     """Parses one migration stream; see the module.
@@ -65,6 +75,8 @@ class StreamParser:
     Attributes:
         machine: The machine type, once the configuration was read; None before, or when the stream has none.
         return_path: Whether the source opened a return path.
+        postcopy_advised: Whether the source may go over to postcopy.
+        switching_to_postcopy: Whether it is about to: its guest has stopped, and the package has not been passed on.
     """
 
     def __init__(self, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> None:
@@ -75,6 +87,9 @@ class StreamParser:
         self._data: memoryview = memoryview(b"")
         self._offset = 0
         self._source_ended = False
+
+        self.postcopy_advised = False
+        self.switching_to_postcopy = False
 
         self._page_bits = _DEFAULT_PAGE_BITS
         self._capabilities: tuple[str, ...] = ()
@@ -88,6 +103,12 @@ class StreamParser:
         self._vmdesc_overdue = False
         self._last_word = False
         self._located: DeviceState | None = None
+        self._page_sizes = 0
+        self._package_length = 0
+        self._package_opened = False
+        self._abandoned = False
+        self._to_skip = 0
+        self._unpacked: deque[AnyEvent] = deque()
 
     @property
     def state(self) -> State:
@@ -102,7 +123,12 @@ class StreamParser:
     @property
     def complete(self) -> bool:
         """Whether the stream may end here."""
-        return self._state in (State.DONE, State.AFTER_EOF)
+        return self._state in (State.DONE, State.AFTER_EOF, State.POSTCOPY)
+
+    @property
+    def postcopy(self) -> bool:
+        """Whether the package with the device state is behind; the destination then runs the guest."""
+        return self._state is State.POSTCOPY and not self._unpacked
 
     @property
     def ram(self) -> RamReader | None:
@@ -159,6 +185,24 @@ class StreamParser:
             self._data = memoryview(bytes(self._data))
         return event
 
+    def recover(self) -> None:
+        """Say that this is no stream from its start, but what a paused postcopy migration goes on with."""
+        self.return_path = self.postcopy_advised = self.switching_to_postcopy = True
+        self._state = State.POSTCOPY
+
+    def abandon_package(self) -> None:
+        """Go on after the package, whatever was wrong with it, to see where the source has sent all it wants to.
+
+        Take the events as before; the stream is complete there.
+        """
+        self._error = None
+        self._abandoned = True
+        self._unpacked.clear()
+        self._data = memoryview(bytes(self._data))
+        if not self._package_opened:
+            self._to_skip = _PACKAGED_SIZE + self._package_length
+        self._state = State.RECORD
+
     def unread(self) -> bytes:
         """Give up: return the bytes that were fed and are in no event."""
         rest = bytes(self._hold.release()) + bytes(self._data)
@@ -168,6 +212,12 @@ class StreamParser:
     # --- one state at a time
 
     def _next_event(self) -> AnyEvent | NeedData:
+        if self._unpacked:
+            return self._unpacked.popleft()
+        if self._to_skip and len(self._data):
+            skipped = min(self._to_skip, len(self._data))
+            self._to_skip -= skipped
+            return PostcopyData(*self._take(skipped))
         match self._state:
             case State.FILE_HEADER:
                 event = self._file_header()
@@ -175,6 +225,10 @@ class StreamParser:
                 event = self._iterable_body()
             case State.DEVICE_STATE:
                 event = self._device_state()
+            case State.PACKAGE:
+                event = self._package()
+            case State.POSTCOPY:
+                event = PostcopyData(*self._take(len(self._data))) if len(self._data) else NEED_DATA
             case State.DONE:
                 event = self._nothing_more()
             case _:
@@ -225,6 +279,9 @@ class StreamParser:
                 return self._section_footer()
             case RecordType.VMDESCRIPTION:
                 return self._late_vmdesc()
+            case RecordType.EOF if self._abandoned:
+                self._state = State.DONE
+                return PostcopyData(*self._take(1))
             case _:
                 self._state = State.DEVICE_STATE
                 return self._device_state()
@@ -294,10 +351,83 @@ class StreamParser:
         if command in REFUSED_COMMANDS:
             feature, advice = REFUSED_COMMANDS[command]
             raise UnsupportedFeatureError(f"{feature} is not supported", offset=self._offset, advice=advice)
-        if command is CommandType.OPEN_RETURN_PATH:
-            self.return_path = True
+        match command:
+            case CommandType.OPEN_RETURN_PATH:
+                self.return_path = True
+            case CommandType.POSTCOPY_ADVISE:
+                self._advised(parsed.payload)
+            case CommandType.POSTCOPY_RAM_DISCARD | CommandType.PACKAGED:
+                self._begin_postcopy(command, parsed.payload)
+        if command is CommandType.PACKAGED:
+            # It is an event when the package has come, and can be passed on with it.
+            self._state = State.PACKAGE
+            return self._package()
         self._state = State.RECORD
         return Command(*self._take(size), command=command, payload=parsed.payload)
+
+    # --- postcopy
+
+    def _advised(self, payload: bytes) -> None:
+        """Note that postcopy may come.
+
+        The payload: be64 sizes of all host pages or-ed, be64 target page size; for dirty bitmaps alone, nothing.
+        Source: QEMU `migration/savevm.c` (`qemu_savevm_send_postcopy_advise`).
+        """
+        if len(payload) not in (0, _ADVISE.size):
+            raise MalformedStreamError(f"POSTCOPY_ADVISE of {len(payload)} bytes", offset=self._offset)
+        self.postcopy_advised = True
+        if payload:
+            self._page_sizes, _ = _ADVISE.unpack(payload)
+
+    def _begin_postcopy(self, command: CommandType, payload: bytes) -> None:
+        if not self.postcopy_advised:
+            raise MalformedStreamError(f"{command.name} without POSTCOPY_ADVISE", offset=self._offset)
+        self.switching_to_postcopy = True
+        if command is CommandType.PACKAGED:
+            if len(payload) != _LENGTH.size:
+                raise MalformedStreamError(f"PACKAGED with {len(payload)} bytes of length", offset=self._offset)
+            (self._package_length,) = _LENGTH.unpack(payload)
+            if self._package_length > self._hold.limit:
+                raise DeviceStateTooLargeError(
+                    f"it has {self._package_length} bytes, and may have {self._hold.limit}",
+                    offset=self._offset,
+                    section=PACKAGE,
+                    advice="raise --device-state-limit if the guest's devices are known to have that much",
+                )
+
+    def _package(self) -> AnyEvent | NeedData:
+        """Open the package once it is all there; its command is the first thing in the data."""
+        if len(self._data) < _PACKAGED_SIZE + self._package_length:
+            return NEED_DATA
+        offset, raw = self._take(_PACKAGED_SIZE)
+        announced = Command(offset, raw, command=CommandType.PACKAGED, payload=bytes(raw[-_LENGTH.size :]))
+        start, blob = self._take(self._package_length)
+        self._package_opened = True
+        package = open_package(bytes(blob), self._early, start)
+        sections = start + len(package.listen)
+        ping = sections + len(package.held)
+        self._unpacked.append(Command(start, package.listen, command=CommandType.POSTCOPY_LISTEN, payload=b""))
+        self._unpacked.append(
+            DeviceState(
+                sections,
+                package.held,
+                held=package.held,
+                sections=package.sections,
+                vmdesc=None,
+                early=False,
+                packaged=True,
+            )
+        )
+        if package.ping:
+            payload = package.ping[-_LENGTH.size :]
+            self._unpacked.append(Command(ping, package.ping, command=CommandType.PING, payload=payload))
+        self._unpacked.append(
+            Command(ping + len(package.ping), package.run, command=CommandType.POSTCOPY_RUN, payload=b"")
+        )
+        self._state = State.POSTCOPY
+        return announced
+
+    # --- iterable sections
 
     def _section_start(self) -> AnyEvent | NeedData:
         found = read(SECTION_HEADER, self._data, self._offset)
@@ -306,7 +436,7 @@ class StreamParser:
         header, size = found
         if header.section_id in self._iterables:
             raise MalformedStreamError(f"section {header.section_id} starts twice", offset=self._offset)
-        reader = reader_for(header.name, self._page_bits, self._capabilities)
+        reader = reader_for(header.name, self._page_bits, self._capabilities, self._page_sizes)
         if reader is None:
             raise UnlocatableSectionError(
                 "the records of this iterable section are not known, so its end cannot be told",
@@ -479,6 +609,8 @@ class StreamParser:
     def _section_label(self) -> str | None:
         if self._state is State.DEVICE_STATE:
             return "device state"
+        if self._state is State.PACKAGE:
+            return PACKAGE
         return None if self._current is None else f"'{self._current.name}' instance {self._current.instance_id}"
 
     def _unexpected(self, byte: int) -> FormatError:

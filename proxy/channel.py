@@ -1,5 +1,6 @@
-"""A multifd channel: a connection beside a migration's main one, whose bytes pass as they are."""
+"""A channel beside a migration's main connection, of multifd or of postcopy-preempt; its bytes pass as they are."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,16 +19,22 @@ _PATIENCE: Final = 5.0
 
 
 class Channel:
-    """Carries one channel."""
+    """Carries one channel.
+
+    Attributes:
+        dialled: Whether the destination took it.
+    """
 
     def __init__(
         self, dial: "Callable[[], Awaitable[Connection]]", source: "Connection", main_is_complete: trio.Event
     ) -> None:
+        self.dialled = False
         self._dial = dial
         self._source = source
         self._main_is_complete = main_is_complete
         self._scope = trio.CancelScope()
         self._clean = False
+        self._swallowing = False
 
     async def run(self, opening: bytes) -> None:
         """Carry the channel from its first bytes to its end; both connections are closed then.
@@ -37,19 +44,20 @@ class Channel:
         """
         destination: Connection | None = None
         try:
-            with self._scope:
-                destination = await self._dial()
-                await destination.send(opening)
-                await together(self._pump(self._source, destination), self._pump(destination, self._source))
-                self._clean = True
+            try:
+                with self._scope:
+                    destination = await self._dial()
+                    self.dialled = True
+                    await destination.send(opening)
+                    await together(self._pump(self._source, destination), self._pump(destination, self._source))
+                    self._clean = True
+            finally:
+                if destination is not None:
+                    _close(destination, clean=self._clean)
+            if self._swallowing:
+                await swallow(self._source)
         finally:
-            for connection in (self._source, destination):
-                if connection is None:
-                    continue
-                if self._clean:
-                    connection.close()
-                else:
-                    connection.reset()
+            _close(self._source, clean=self._clean)
 
     def end(self, *, clean: bool) -> None:
         """Say that the migration has ended: what is under way may end in order, or is reset."""
@@ -58,6 +66,11 @@ class Channel:
             self._scope.deadline = trio.current_time() + _PATIENCE
         else:
             self._scope.cancel()
+
+    def swallow(self) -> None:
+        """Carry no more, and take what the source still sends, so that it sees no error."""
+        self._swallowing = True
+        self._scope.cancel()
 
     async def _pump(self, here: "Connection", there: "Connection") -> None:
         with memoryview(bytearray(_BUFFER)) as buffer:
@@ -68,3 +81,25 @@ class Channel:
         if not self._main_is_complete.is_set():
             raise PeerError(here.peer, "ended it before the migration was complete")
         await there.finish()
+
+
+async def swallow(source: "Connection", patience: float = float("inf")) -> None:
+    """Take what a source sends, to its end, and throw it away.
+
+    Args:
+        source: Its connection.
+        patience: Seconds that it may say nothing.
+    """
+    with suppress(PeerError), memoryview(bytearray(_BUFFER)) as buffer:
+        length = 1
+        while length:
+            length = 0
+            with trio.move_on_after(patience):
+                length = await source.receive(buffer)
+
+
+def _close(connection: "Connection", *, clean: bool) -> None:
+    if clean:
+        connection.close()
+    else:
+        connection.reset()

@@ -84,8 +84,13 @@ class Follower:
 
     @property
     def complete(self) -> bool:
-        """Whether the stream may end here, and was understood."""
-        return self.problem is None and self._parser.complete
+        """Whether the stream may end here, and was understood; the memory of a postcopy migration is not."""
+        return self.problem is None and self._parser.complete and not self._parser.postcopy
+
+    @property
+    def postcopy_advised(self) -> bool:
+        """Whether the source has announced that it may go over to postcopy."""
+        return self._parser.postcopy_advised
 
     @property
     def cut(self) -> bool:
@@ -326,8 +331,13 @@ class _Alone:
     def _check(self) -> None:
         """Refuse what could lose the guest; what decides that comes before the first section."""
         follower = self._follower
+        if follower.postcopy_advised:
+            raise RefusedError(
+                "the source may go over to postcopy, and would give up its guest to a file; it is recorded only with "
+                "--connect, or with the capability postcopy-ram off"
+            )
         if follower.problem is not None and not follower.begun:
-            # It may announce postcopy, after which no source can take its guest back.
+            # It may announce what no source can take its guest back from.
             raise RefusedError(
                 f"{_where(follower.problem)}: what is not understood up to its first section is recorded only with "
                 "--connect, because without it the source might lose its guest"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from formats.multifd import is_channel
-from proxy.errors import ExitCode
+from formats.multifd import channel_guest, is_channel
+from formats.package import is_recovery
+from proxy.errors import ConfigError, ExitCode
 from proxy.listening import Listener, listen
 from proxy.session import Session, SessionConfig
 
@@ -25,12 +26,15 @@ _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 _BREATH: Final = 0.2
 _PROGRESS_EVERY: Final = 10.0
 _CHANNEL_WAIT: Final = 10.0
-"""Seconds that a multifd channel waits for its migration, which may be accepted a little later."""
+"""Seconds that a channel waits for its migration, which may be accepted a little later."""
+
+_SILENCE: Final = 0.05
+"""Seconds after which a connection that says nothing may be a preempt channel; all others begin at once."""
 
 
 @dataclass(slots=True)
 class Relay:
-    """Runs a session for every connection that a listener accepts.
+    """Runs a session for every migration that comes, and brings each its further connections.
 
     Attributes:
         config: What the sessions have in common.
@@ -44,26 +48,33 @@ class Relay:
     say: "Callable[[str], None]"
     on_report: "Callable[[Report], None]"
     _begun: int = 0
-    _silent: set[trio.CancelScope] = field(default_factory=set)
     _exit_code: ExitCode = ExitCode.OK
-    _draining: trio.Event = field(default_factory=trio.Event)
+    _draining: bool = False
     _sessions: list[Session] = field(default_factory=list)
-    _arrived: trio.Event = field(default_factory=trio.Event)
+    _changed: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, address: "Address") -> ExitCode:
+    async def run(self, *addresses: "Address") -> ExitCode:
         """Listen, and serve until told to stop.
 
-        The first SIGTERM or SIGINT ends the listening and lets the migrations under way end; a second one resets them.
+        After the first SIGTERM or SIGINT no more migrations are taken, and those under way go on to their end; a second
+        one resets them.
 
         Returns:
             With `once`, what the one migration ended with, FAILED when none came; otherwise OK, or FAILED when
             migrations were reset.
 
         Raises:
-            ConfigError: The address cannot be listened on.
+            ConfigError: An address cannot be listened on.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            listeners = await listen(address)
+            listeners: list[Listener] = []
+            try:
+                for address in addresses:
+                    listeners += await listen(address)
+            except ConfigError:
+                for listener in listeners:
+                    listener.close()
+                raise
             for listener in listeners:
                 self.say(f"listening on {listener.name}, for {self.config.route}")
             async with trio.open_nursery() as nursery:
@@ -75,93 +86,135 @@ class Relay:
         return ExitCode.FAILED if self.once and not self._begun else self._exit_code
 
     def stop(self) -> None:
-        """Accept no more; the migrations under way go on to their end."""
-        self._draining.set()
-        for scope in self._silent:
-            scope.cancel()
+        """Take no more migrations; those under way go on to their end, and their further connections are taken."""
+        self._draining = True
+        for session in self._sessions:
+            session.last_call()
+        self._tell_change()
+
+    # --- connections
 
     async def _accept(self, listener: Listener, sessions: trio.Nursery) -> None:
-        with trio.CancelScope() as scope:
-            sessions.start_soon(self._cancel_when_draining, scope)
-            try:
-                while True:
-                    try:
-                        source = await listener.accept()
-                    except OSError as error:
-                        if error.errno not in _PASSING:
-                            raise
-                        self.say(f"cannot accept a migration just now: {error.strerror}")
-                        await trio.sleep(_BREATH)
-                        continue
-                    if source is None:
-                        return
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_done, nursery.cancel_scope)
+                while (source := await self._next(listener)) is not None:
                     sessions.start_soon(self._serve, source)
-            finally:
-                listener.close()
+                nursery.cancel_scope.cancel()
+        finally:
+            listener.close()
 
-    async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
-        await self._draining.wait()
+    async def _next(self, listener: Listener) -> "Connection | None":
+        while True:
+            try:
+                return await listener.accept()
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                self.say(f"cannot accept a migration just now: {error.strerror}")
+                await trio.sleep(_BREATH)
+
+    async def _cancel_when_done(self, scope: trio.CancelScope) -> None:
+        await self._until(lambda: self._draining and not self._sessions)
         scope.cancel()
 
     async def _serve(self, source: "Connection") -> None:
+        """Find out what a connection is, and carry it."""
         session = Session(self.config, source)
-        if not await self._has_begun(session, source):
-            return
-        if is_channel(session.opening):
-            await self._serve_channel(source, bytes(session.opening))
-            return
-        if self.once and self._begun:
+        session.on_change = self._tell_change
+        preempted = await self._wait_begin(session, source)
+        if preempted is not None:
+            if not await preempted.carry_preempt(source):
+                self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
+        elif not session.opening:
+            source.reset()
+        elif is_channel(session.opening):
+            await self._serve_channel(session, source)
+        elif is_recovery(session.opening) and (paused := self._find(session.key, _is_recoverable)) is not None:
+            paused.take_back(source, bytes(session.opening))
+        elif self._draining or (self.once and self._begun):
+            source.reset()
+        else:
+            await self._serve_migration(session, source)
+
+    async def _wait_begin(self, session: Session, source: "Connection") -> Session | None:
+        """Wait for what a connection begins with; return the migration that it is the preempt channel of, if it is.
+
+        A preempt channel says nothing until the destination asks for pages over the main channel. When no more
+        migrations are taken, connections that say nothing and belong to none are let go.
+        """
+
+        async def begin(scope: trio.CancelScope) -> None:
+            if not await session.wait_begin():
+                self.say(f"{source.name} connected and left without a word")
+            scope.cancel()
+
+        async def claim(scope: trio.CancelScope) -> None:
+            await trio.sleep(_SILENCE)
+            await self._until(
+                lambda: (
+                    self._find(session.key, _wants_preempt) is not None
+                    or (self._draining and self._find(session.key) is None)
+                )
+            )
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin, nursery.cancel_scope)
+            nursery.start_soon(claim, nursery.cancel_scope)
+        return None if session.opening or session.gone else self._find(session.key, _wants_preempt)
+
+    async def _serve_channel(self, session: Session, source: "Connection") -> None:
+        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
+        opening = bytes(session.opening)
+        guest = channel_guest(opening)
+
+        def takes_it(migration: Session) -> bool:
+            return migration.dialled.is_set() and migration.guest in (None, guest)
+
+        with trio.move_on_after(_CHANNEL_WAIT):
+            await self._until(lambda: self._find(session.key, takes_it) is not None)
+        migration = self._find(session.key, takes_it)
+        if migration is None:
+            self.say(f"{source.name}: a multifd channel without its migration")
             source.reset()
             return
+        migration.guest = guest
+        await migration.carry_channel(source, opening)
+
+    def _find(self, key: tuple[str, str], fits: "Callable[[Session], bool]" = bool) -> Session | None:
+        """Return the newest migration of a source's host and a destination that fits; None when none does."""
+        return next((one for one in reversed(self._sessions) if one.key == key and fits(one)), None)
+
+    async def _until(self, true: "Callable[[], bool]") -> None:
+        """Wait until something is true of the migrations under way."""
+        while not true():
+            await self._changed.wait()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # --- migrations
+
+    async def _serve_migration(self, session: Session, source: "Connection") -> None:
         self._begun += 1
         number, started = self._begun, trio.current_time()
         self.say(f"migration {number}: from {source.name}")
+        session.on_pause = lambda line: self.say(f"migration {number}: {line}")
         self._sessions.append(session)
-        self._arrived.set()
+        self._tell_change()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, number, session.report)
             try:
                 await session.run()
             finally:
                 self._sessions.remove(session)
-                if not self._sessions:
-                    self._arrived = trio.Event()
                 nursery.cancel_scope.cancel()
                 self._end(number, session.report, trio.current_time() - started)
                 if self.once:
                     self.stop()
-
-    async def _serve_channel(self, source: "Connection", opening: bytes) -> None:
-        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
-        session: Session | None = None
-        with trio.move_on_after(_CHANNEL_WAIT):
-            while not self._sessions:
-                await self._arrived.wait()
-            newest = self._sessions[-1]
-            await newest.dialled.wait()
-            session = newest
-        if session is None:
-            self.say(f"{source.name}: a multifd channel without its migration")
-            source.reset()
-            return
-        await session.carry_channel(source, opening)
-
-    async def _has_begun(self, session: Session, source: "Connection") -> bool:
-        """Wait until a migration begins on a connection; when no more are taken, those that said nothing are closed."""
-        with trio.CancelScope() as scope:
-            self._silent.add(scope)
-            try:
-                if self._draining.is_set():
-                    scope.cancel()
-                begun = await session.wait_begin()
-                if not begun:
-                    self.say(f"{source.name} connected and left without a word")
-                elif not self._draining.is_set():
-                    return True
-            finally:
-                self._silent.discard(scope)
-        source.reset()
-        return False
+                self._tell_change()
 
     async def _tell_progress(self, number: int, report: "Report") -> None:
         while True:
@@ -182,10 +235,18 @@ class Relay:
     async def _obey_signals(self, signals: "AsyncIterator[int]", everything: trio.CancelScope) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if self._draining.is_set():
+            if self._draining:
                 self.say(f"{name}: resetting the migrations under way")
                 self._exit_code = ExitCode.FAILED
                 everything.cancel()
                 return
             self.say(f"{name}: no new migrations; send it again to reset those under way")
             self.stop()
+
+
+def _is_recoverable(session: Session) -> bool:
+    return session.recoverable
+
+
+def _wants_preempt(session: Session) -> bool:
+    return session.wants_preempt

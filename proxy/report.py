@@ -39,7 +39,9 @@ class Report:
         vcpus: How many arm64 vCPUs were judged.
         changes: What was changed.
         would_change: What would have been changed, in observe mode.
-        channels: How many multifd channels went beside the main one.
+        channels: How many multifd channels, and the one of postcopy-preempt, went beside the main one.
+        postcopy: Whether the guest's device state went as the package of a postcopy migration.
+        recoveries: How many times a postcopy migration was taken up again after its connection broke.
     """
 
     mode: str
@@ -53,11 +55,17 @@ class Report:
     changes: "list[Verdict]" = field(default_factory=list)
     would_change: "list[Verdict]" = field(default_factory=list)
     channels: int = 0
+    postcopy: bool = False
+    recoveries: int = 0
 
     def failed(self, reason: str) -> None:
         """Note that something outside the stream went wrong; a reason found in the stream stands."""
         if self.exit_code in (ExitCode.OK, ExitCode.FAILED):
             self.outcome, self.reason, self.exit_code = Outcome.FAILED, reason, ExitCode.FAILED
+
+    def note(self, text: str) -> None:
+        """Add what is to be known besides the reason."""
+        self.reason = text if self.reason is None else f"{self.reason}; {text}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as it goes into JSON; register values and ids are hexadecimal strings."""
@@ -69,6 +77,8 @@ class Report:
             "machine": self.machine,
             "vcpus": self.vcpus,
             "channels": self.channels,
+            "postcopy": self.postcopy,
+            "recoveries": self.recoveries,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "changes": [verdict_as_dict(verdict) for verdict in self.changes],

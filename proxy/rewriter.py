@@ -3,8 +3,19 @@
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
-from formats.events import NEED_DATA, AnyEvent, Command, Configuration, DeviceState, FileHeader, LateVmdesc, Raw
+from formats.events import (
+    NEED_DATA,
+    AnyEvent,
+    Command,
+    Configuration,
+    DeviceState,
+    FileHeader,
+    LateVmdesc,
+    PostcopyData,
+    Raw,
+)
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.records import CommandType
 from formats.removal import vmdesc_with_counts, without_registers
 from formats.stream import StreamParser
 from formats.vcpus import open_vcpus
@@ -63,6 +74,7 @@ class Rewriter:
         self._would_refuse: str | None = None
         self._refusal: FormatError | ProxyError | None = None
         self._left: dict[int, int] = {}
+        self._package = bytearray()
 
     @property
     def complete(self) -> bool:
@@ -73,6 +85,21 @@ class Rewriter:
     def return_path(self) -> bool:
         """Whether the source opened a return path."""
         return self._parser.return_path
+
+    @property
+    def postcopy(self) -> bool:
+        """Whether the device state of a postcopy migration has been passed on; the destination then runs the guest."""
+        return self._parser.postcopy
+
+    @property
+    def postcopy_advised(self) -> bool:
+        """Whether the source has announced that it may go over to postcopy."""
+        return self._parser.postcopy_advised
+
+    @property
+    def source_waits_in_postcopy(self) -> bool:
+        """Whether the source has gone over to postcopy, and the destination does not have the device state yet."""
+        return self._parser.switching_to_postcopy and not self._parser.postcopy
 
     @property
     def awaiting_vmdesc(self) -> bool:
@@ -92,6 +119,32 @@ class Rewriter:
             return [data]
         self._parser.feed(data)
         return self._events()
+
+    def recover(self) -> None:
+        """Say that the stream is the rest of a postcopy migration, whose vCPUs were judged before."""
+        self.report.postcopy = True
+        self._parser.recover()
+
+    def abandon(self) -> bool:
+        """Pass nothing more on of a source that waits in postcopy; return whether it has sent all it wants to.
+
+        Raises:
+            FormatError: The stream is broken.
+        """
+        self._refusal = None
+        self._parser.abandon_package()
+        return self._has_ended()
+
+    def has_ended(self, data: Raw) -> bool:
+        """Take what an abandoned source sends next; return and raise as `abandon` does."""
+        self.report.bytes_in += len(data)
+        self._parser.feed(data)
+        return self._has_ended()
+
+    def _has_ended(self) -> bool:
+        while self._parser.next_event() is not NEED_DATA:
+            pass
+        return self._parser.complete
 
     def end(self) -> list[Raw]:
         """Say that the source ended the stream; return what may go on before the end does. Raises as `feed` does."""
@@ -139,6 +192,12 @@ class Rewriter:
             if isinstance(event, Configuration):
                 self.report.machine = event.machine
                 self._check_machine(event.machine, event.offset)
+            if isinstance(event, Command) and event.command is CommandType.PACKAGED:
+                self.report.postcopy = True
+                self._package = bytearray(event.raw)
+                return self._package
+            return event.raw
+        if isinstance(event, PostcopyData):
             return event.raw
         if self._require_machine:
             self._check_machine("", event.offset)
@@ -161,9 +220,10 @@ class Rewriter:
     def _judged(self, state: DeviceState) -> Raw:
         """Judge every vCPU, then change what is to be changed: values in place, registers that go in a copy."""
         if self._require.vmdesc and state.vmdesc is None and not state.early:
+            advice = "migrate without postcopy" if state.packaged else "start the source with suppress-vmdesc=off"
             self._refuse(
                 f"offset {state.offset:#x}, section device state: there is no vmdesc, and the policy's require.vmdesc "
-                "wants one; start the source with suppress-vmdesc=off"
+                f"wants one; {advice}"
             )
         vcpus = open_vcpus(state)
         self.report.vcpus += len(vcpus)
@@ -184,7 +244,14 @@ class Rewriter:
             if dropped:
                 removed.append((registers, dropped))
                 self._left[registers.vcpu] = len(registers) - len(dropped)
-        return without_registers(state, removed, self._left) if self._left else state.raw
+        if not self._left:
+            return state.raw
+        shorter = without_registers(state, removed, self._left)
+        if state.packaged:
+            # The command that announced the package is passed on together with it.
+            length = int.from_bytes(self._package[-4:], "big") + len(shorter) - len(state.raw)
+            self._package[-4:] = length.to_bytes(4, "big")
+        return shorter
 
     def _refuse(self, reason: str) -> None:
         if not self._observing:

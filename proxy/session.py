@@ -8,8 +8,9 @@ import trio
 
 from formats.errors import FormatError
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
-from formats.return_path import ReturnPathListener
-from proxy.channel import Channel
+from formats.package import is_recovery
+from formats.return_path import ReturnPathListener, shut
+from proxy.channel import Channel, swallow
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.judge import Judge
 from proxy.pumps import together
@@ -18,6 +19,8 @@ from proxy.rewriter import Rewriter
 from proxy.route import Route
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from formats.events import Raw
     from proxy.connection import Connection
 
@@ -30,6 +33,16 @@ DEFAULT_VMDESC_WAIT: Final = 1.0
 
 _MOST_WAITS: Final = 10
 """A source that is silent for so many waits in a row has sent all it has; its guest is stopped until it is answered."""
+
+_KEEP_IT: Final = 1
+"""The value of a SHUT that has the source keep its guest; any but 0 does."""
+
+_GIVE_BACK_PATIENCE: Final = 30.0
+
+_PAUSED: Final = (
+    "the migration is paused in postcopy, the guest's memory on both hosts; it can be recovered, through this proxy or "
+    "another: migrate-recover on the destination, then migrate with resume on the source"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +67,29 @@ class SessionConfig:
 class Session:
     """Carries one migration from an accepted connection to the destination.
 
-    However it ends, both connections are closed: cleanly when both peers ended cleanly, with a reset otherwise.
+    However it ends, both connections are closed: cleanly when both peers ended cleanly, with a reset otherwise. In
+    postcopy a broken connection does not end it: it pauses, as both QEMUs do, until the source comes back.
 
     Attributes:
+        key: The source's host and the destination; all connections of one migration have the same.
         dialled: Set when the main channel has reached the destination; other channels may follow then.
+        advised: Set when the source has announced that it may go over to postcopy.
+        guest: The UUID that its multifd channels name; None before the first.
+        on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
+        on_pause: Takes one line for the operator when the migration pauses.
     """
 
     def __init__(self, config: SessionConfig, source: "Connection") -> None:
+        self._address = config.route.destination_of(source)
+        self.key = (source.host, str(self._address))
         self.dialled = trio.Event()
+        self.advised = trio.Event()
+        self.guest: bytes | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_pause: Callable[[str], None] = lambda _line: None
         self._config = config
         self._source = source
-        self._address = config.route.destination_of(source)
+        self._destination: Connection | None = None
         self._rewriter = Rewriter(
             config.judge,
             live=True,
@@ -76,9 +101,14 @@ class Session:
         self._scope = trio.CancelScope()
         self._lost: PeerError | None = None
         self._channels: set[Channel] = set()
+        self._has_preempt = False
         self._destination_ended = False
         self._buffer = memoryview(bytearray(_BUFFER))
         self._received: int | None = 0
+        self._left = False
+        self._paused: trio.CancelScope | None = None
+        self._returned: tuple[Connection, bytes] | None = None
+        self._last_call = False
 
     @property
     def report(self) -> Report:
@@ -90,6 +120,23 @@ class Session:
         """What the source sent first, once `wait_begin` has returned True."""
         return self._buffer[: self._received or 0]
 
+    @property
+    def gone(self) -> bool:
+        """Whether the source left without a word."""
+        return self._left
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether the source may come back to it on a new connection."""
+        return self._rewriter.postcopy
+
+    @property
+    def wants_preempt(self) -> bool:
+        """Whether a connection that says nothing may be its postcopy-preempt channel."""
+        return self.dialled.is_set() and self.advised.is_set() and not self._has_preempt and self._paused is None
+
+    # --- what the relay brings
+
     async def carry_channel(self, source: "Connection", opening: bytes) -> None:
         """Carry a multifd channel of this migration to its end; if it is lost, so is the migration."""
         channel = Channel(self._dial, source, self._all_sent)
@@ -98,10 +145,43 @@ class Session:
         try:
             await channel.run(opening)
         except PeerError as error:
-            self._lost = PeerError(error.peer, f"lost a multifd channel: {error}")
-            self._scope.cancel()
+            self._lose(PeerError(error.peer, f"lost a channel: {error}"))
         finally:
             self._channels.discard(channel)
+
+    async def carry_preempt(self, source: "Connection") -> bool:
+        """Carry the postcopy-preempt channel to its end; return whether the destination took it as one."""
+        channel = Channel(self._dial, source, self._all_sent)
+        self._channels.add(channel)
+        self._has_preempt = True
+        self.report.channels += 1
+        try:
+            await channel.run(b"")
+        except PeerError as error:
+            if channel.dialled:
+                self._lose(PeerError(error.peer, f"lost the preempt channel: {error}"))
+        finally:
+            self._channels.discard(channel)
+            if not channel.dialled:
+                self._has_preempt = False
+                self.report.channels -= 1
+        return channel.dialled
+
+    def take_back(self, source: "Connection", opening: bytes) -> None:
+        """Go on, in postcopy, with a new connection from the source; the one before is dead, noticed or not."""
+        if self._returned is not None:
+            self._returned[0].reset()
+        self._returned = source, opening
+        if self._paused is None:
+            self._lose(PeerError("source", "came back on a new connection"))
+        else:
+            self._paused.cancel()
+
+    def last_call(self) -> None:
+        """Wait for no recovery any more."""
+        self._last_call = True
+        if self._paused is not None:
+            self._paused.cancel()
 
     async def wait_begin(self) -> bool:
         """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
@@ -110,8 +190,11 @@ class Session:
         except PeerError:
             self._received = 0
         if not self._received:
+            self._left = True
             self._source.close()
         return bool(self._received)
+
+    # --- the migration
 
     async def run(self) -> None:
         """Carry the migration that began to its end; `report` says how it went. Only cancellation is raised.
@@ -119,38 +202,137 @@ class Session:
         The destination is not dialled before the source has shown that it sends a migration: a QEMU that waits for one
         takes a single connection, and exits when that brings something else.
         """
-        destination: Connection | None = None
         clean = False
         try:
-            pieces = await self._beginning()
-            destination = await self._dial()
-            self.dialled.set()
-            await self._pump(destination, pieces)
+            await self._carry()
             clean = True
         except (FormatError, RefusedError):
-            pass  # the rewriter has put it into the report
+            # The rewriter has put it into the report.
+            clean = await self._give_back()
         except ProxyError as error:
             self.report.failed(self._explained(error))
+            clean = await self._give_back()
         except Exception as error:
             # One migration's trouble must not end the others.
             traceback.print_exc()
             self.report.failed(f"internal error, please report it: {error!r}")
+            clean = await self._give_back()
         except BaseException:
             self.report.failed("the proxy was stopped")
             raise
         finally:
-            for channel in self._channels:
-                channel.end(clean=clean)
-            for connection in (self._source, destination):
-                if connection is None:
-                    continue
-                if clean:
-                    connection.close()
-                else:
-                    connection.reset()
+            self._end_channels(clean=clean)
+            self._close(clean=clean)
+            if self._returned is not None:
+                self._returned[0].reset()
+
+    async def _carry(self) -> None:
+        """Carry it on as many connections as it takes."""
+        leg = self._first_leg
+        if is_recovery(self.opening):
+            # Its vCPUs were judged before, by a proxy that is gone; what comes now is memory.
+            self._rewriter.recover()
+            leg, self._returned = self._next_leg, (self._source, bytes(self.opening))
+        while True:
+            try:
+                await leg()
+            except PeerError as error:
+                if not self._rewriter.postcopy or self._listener.shut is not None:
+                    raise
+                await self._pause(error)
+                leg = self._next_leg
+            else:
+                return
+
+    async def _first_leg(self) -> None:
+        pieces = await self._beginning()
+        self._destination = await self._dial()
+        self.dialled.set()
+        self.on_change()
+        await self._pump(self._destination, pieces)
+
+    async def _next_leg(self) -> None:
+        """Go on where a postcopy migration was interrupted."""
+        assert self._returned is not None
+        (self._source, opening), self._returned = self._returned, None
+        self._listener = ReturnPathListener()
+        self._destination_ended = False
+        self._destination = await self._dial()
+        self.dialled.set()
+        self.advised.set()
+        self.on_change()
+        self.report.recoveries += 1
+        await self._pump(self._destination, self._rewriter.feed(opening))
+
+    async def _pause(self, error: PeerError) -> None:
+        """Wait for the source to come back, or for the last call."""
+        self._end_channels(clean=False)
+        self._close(clean=False)
+        self._has_preempt = False
+        if self._returned is None:
+            self.on_pause(f"{error}; {_PAUSED}")
+            with trio.CancelScope() as self._paused:
+                if self._last_call:
+                    self._paused.cancel()
+                await trio.sleep_forever()
+            self._paused = None
+        if self._returned is None:
+            raise PeerError(error.peer, f"{str(error).removeprefix(f'the {error.peer} ')}; {_PAUSED}")
+
+    async def _give_back(self) -> bool:
+        """Have a source that has gone over to postcopy keep its guest; return whether that was to be done.
+
+        A mere reset would leave it paused, waiting for a recovery that no destination can give. So it may send all its
+        memory, and when it then asks whether the destination has the guest, the answer is no. Source: QEMU
+        `migration/migration.c` (`source_return_path_thread`, `migration_detect_error`, `migration_completion`).
+        """
+        if not self._rewriter.source_waits_in_postcopy:
+            return False
+        if self._destination is not None:
+            self._destination.reset()
+        for channel in self._channels:
+            channel.swallow()
+        try:
+            await self._hear_out()
+            await self._source.send(shut(_KEEP_IT))
+        except (PeerError, FormatError):
+            return False
+        await swallow(self._source, _GIVE_BACK_PATIENCE)
+        self.report.note(
+            "the source was told to keep its guest; QEMUs before 9.0 leave it stopped: 'cont', or virsh resume, there "
+            "lets it go on"
+        )
+        return True
+
+    async def _hear_out(self) -> None:
+        """Take what the source sends until it has said all."""
+        ended = self._rewriter.abandon()
+        while not ended:
+            length = 0
+            with trio.move_on_after(_GIVE_BACK_PATIENCE):
+                length = await self._source.receive(self._buffer)
+            if not length:
+                raise PeerError("source", "went away")
+            ended = self._rewriter.has_ended(self._buffer[:length])
 
     async def _dial(self) -> "Connection":
         return await self._config.route.dial(self._address)
+
+    def _lose(self, error: PeerError) -> None:
+        """End the pumps."""
+        self._lost = error
+        self._scope.cancel()
+
+    def _close(self, *, clean: bool) -> None:
+        for connection in (self._source, self._destination):
+            if connection is not None and clean:
+                connection.close()
+            elif connection is not None:
+                connection.reset()
+
+    def _end_channels(self, *, clean: bool) -> None:
+        for channel in self._channels:
+            channel.end(clean=clean)
 
     async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""
@@ -164,7 +346,8 @@ class Session:
 
     async def _pump(self, destination: "Connection", pieces: "list[Raw]") -> None:
         """Run both directions, until they end or a channel is lost."""
-        with self._scope:
+        self._lost = None
+        with trio.CancelScope() as self._scope:
             await together(self._forward(destination, pieces), self._backward(destination))
         if self._lost is not None:
             raise self._lost
@@ -190,7 +373,7 @@ class Session:
                 return
 
     async def _receive(self) -> int | None:
-        """Receive into the buffer from the source; None when only a vmdesc is missing and does not come."""
+        """Receive into the buffer; None when a vmdesc that seems to be missing is overdue."""
         wait = self._config.vmdesc_wait if self._rewriter.awaiting_vmdesc else float("inf")
         received: int | None = None
         with trio.move_on_after(wait):
@@ -203,6 +386,9 @@ class Session:
             self.report.bytes_out += len(piece)
         if self._rewriter.complete:
             self._all_sent.set()
+        if self._rewriter.postcopy_advised and not self.advised.is_set():
+            self.advised.set()
+            self.on_change()
 
     async def _backward(self, destination: "Connection") -> None:
         """Destination to source: the return path, passed on as it comes."""
@@ -220,6 +406,8 @@ class Session:
             raise PeerError("destination", f"ended {said}")
 
     def _explained(self, error: ProxyError) -> str:
+        if self._rewriter.postcopy and self._listener.shut is None:
+            return str(error)
         got_all = self.dialled.is_set() and self._rewriter.complete
         if isinstance(error, PeerError) and error.peer == "destination" and got_all and self._listener.shut != 0:
             return (

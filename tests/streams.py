@@ -21,6 +21,7 @@ from formats.events import (
     FileHeader,
     IterableData,
     LateVmdesc,
+    PostcopyData,
     SectionBegin,
     SectionFooter,
 )
@@ -416,8 +417,8 @@ def details_of(event: AnyEvent) -> tuple[object, ...]:
         case SectionFooter():
             return (event.section_id,)
         case DeviceState():
-            return (event.sections, event.vmdesc, event.early)
-        case IterableData() | LateVmdesc():
+            return (event.sections, event.vmdesc, event.early, event.packaged)
+        case IterableData() | LateVmdesc() | PostcopyData():
             return ()
 
 

@@ -42,8 +42,8 @@ def command(
     """Carry live migrations from --listen to the destination at --connect.
 
     Migrations may come one after the other and at the same time. What cannot be located or may not be changed ends its
-    migration with a reset on both sides, while the source still has its guest. SIGTERM or ctrl-C ends the listening and
-    lets migrations under way end; a second one resets them.
+    migration with a reset on both sides, while the source still has its guest. After SIGTERM or ctrl-C no more
+    migrations are taken, and those under way go on to their end; a second one resets them.
 
     Without a host in --listen, the loopback interface is taken: the stream holds the guest's memory in the clear.
 

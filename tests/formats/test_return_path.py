@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 
 from formats.return_path import ReturnPathListener
 
-SHUT, PONG, REQ_PAGES_ID = 1, 2, 4
+SHUT, PONG, REQ_PAGES_ID, RECV_BITMAP = 1, 2, 4, 5
 
 
 def message(kind: int, payload: bytes) -> bytes:
-    return struct.pack(">HH", kind, len(payload)) + payload
+    return struct.pack(">HH", kind, len(payload)) + payload + (bitmap(payload * 3) if kind == RECV_BITMAP else b"")
+
+
+def bitmap(data: bytes) -> bytes:
+    """What follows RECV_BITMAP, outside the message."""
+    return struct.pack(">Q", len(data)) + data + bytes.fromhex("0123456789abcdef")
 
 
 def listen(data: bytes, size: int) -> int | None:

@@ -319,12 +319,14 @@ def error_of(stream: bytes, size: int, device_state_limit: int = DEFAULT_DEVICE_
 
 
 REFUSED: dict[str, tuple[bytes, bytes, type[FormatError], str]] = {
-    "postcopy advise": (HEAD, command(3, bytes(16)), UnsupportedFeatureError, "postcopy"),
-    "postcopy advise of bitmaps": (HEAD, command(3), UnsupportedFeatureError, "postcopy"),
     "postcopy listen": (HEAD, command(4), UnsupportedFeatureError, "postcopy"),
     "postcopy run": (HEAD, command(5), UnsupportedFeatureError, "postcopy"),
-    "postcopy discard": (HEAD, command(6, bytes(30)), UnsupportedFeatureError, "postcopy"),
-    "packaged": (tiny_head(), command(7, be32(1000)), UnsupportedFeatureError, "postcopy"),
+    "odd postcopy advise": (HEAD, command(3, bytes(15)), MalformedStreamError, "POSTCOPY_ADVISE of 15 bytes"),
+    "postcopy discard": (HEAD, command(6, bytes(30)), MalformedStreamError, "without POSTCOPY_ADVISE"),
+    "packaged": (tiny_head(), command(7, be32(1000)), MalformedStreamError, "without POSTCOPY_ADVISE"),
+    "packaged without a length": (HEAD + command(3), command(7), MalformedStreamError, "0 bytes of length"),
+    "a large package": (HEAD + command(3), command(7, be32(65 << 20)), DeviceStateTooLargeError, "device-state-limit"),
+    "no package": (HEAD + command(3) + command(7, be32(20)), b"", MalformedStreamError, "POSTCOPY_LISTEN"),
     "COLO": (tiny_head(), command(8), UnsupportedFeatureError, "COLO"),
     "postcopy resume": (HEAD, command(9), UnsupportedFeatureError, "postcopy recovery"),
     "receive bitmap": (HEAD, command(10, b"\x03ram"), UnsupportedFeatureError, "postcopy recovery"),
@@ -390,7 +392,7 @@ def test_refused_by_name(before: bytes, refused: bytes, kind: type[FormatError],
 
 
 @pytest.mark.parametrize(
-    "name", ["packaged", "postcopy advise", "COLO", "mapped-ram", "unknown iterable section", "no footer"]
+    "name", ["a large package", "postcopy listen", "COLO", "mapped-ram", "unknown iterable section", "no footer"]
 )
 def test_a_refusal_says_the_way_out(name: str) -> None:
     before, refused, _, _ = REFUSED[name]

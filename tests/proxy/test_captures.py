@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from formats.errors import FormatError, UnsupportedFeatureError
+from formats.errors import FormatError
 from formats.events import NEED_DATA, Configuration, DeviceState
 from formats.fields import decode_section
 from formats.stream import StreamParser
@@ -82,10 +82,17 @@ def test_an_observer_passes_it_on_as_it_is(one: Capture) -> None:
 
 
 @each([one for one in ALL if "postcopy-ram" in one.capabilities])
-def test_postcopy_is_refused_by_name(one: Capture) -> None:
-    rewriter = Rewriter(Judge(Policy(), None), live=True)
-    with pytest.raises(UnsupportedFeatureError, match="postcopy"):
-        rewriter.feed(capture(one.name))
+def test_the_package_of_a_postcopy_migration_is_opened(one: Capture) -> None:
+    parser = StreamParser()
+    parser.feed(capture(one.name))
+    states: list[DeviceState] = []
+    while (event := parser.next_event()) is not NEED_DATA:
+        if isinstance(event, DeviceState):
+            states.append(event)
+    [state] = states
+    assert state.packaged
+    assert str(len(open_vcpus(state))) == one.vcpus
+    assert parser.postcopy
 
 
 @each([one for one in ALL if one.outcome == "refused"])

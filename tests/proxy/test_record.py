@@ -438,7 +438,6 @@ async def test_postcopy_passes_on(tmp_path: Path) -> None:
         it.source.close()
         report = await it.report()
     assert (report.exit_code, report.complete) == (ExitCode.OK, True)
-    assert "not understood from there on: offset 0x" in report.summary()
     assert it.left() == {"out": stream}
 
 

@@ -35,6 +35,8 @@ def test_the_json() -> None:
         "machine": "virt-7.2",
         "vcpus": 1,
         "channels": 0,
+        "postcopy": False,
+        "recoveries": 0,
         "bytes_in": 10,
         "bytes_out": 11,
         "changes": [

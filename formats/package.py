@@ -1,0 +1,98 @@
+"""The package of a postcopy migration: the device state, sent as one blob of known length when the guest has stopped.
+
+    COMMAND PACKAGED, its payload the be32 length of the blob; then the blob:
+    COMMAND LISTEN, every device section with its footer, [COMMAND PING], COMMAND RUN
+
+There is no end of file and no vmdesc in it, so footers and schemas locate its sections.
+Source: QEMU `migration/migration.c` (`postcopy_start`), `migration/savevm.c` (`qemu_savevm_send_packaged`).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from formats.device_state import FOOTER_SIZE, DeviceSection, locate_by_footers
+from formats.errors import MalformedStreamError, UnlocatableSectionError
+from formats.records import COMMAND, CommandType, RecordType, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from formats.device_state import EarlySection
+    from formats.events import Raw
+
+SECTION: Final = "package"
+
+_LISTEN: Final = COMMAND.build({"type": RecordType.COMMAND, "command": CommandType.POSTCOPY_LISTEN, "payload": b""})
+_RUN: Final = COMMAND.build({"type": RecordType.COMMAND, "command": CommandType.POSTCOPY_RUN, "payload": b""})
+_PING_SIZE: Final = 9
+_RECOVERY: Final = frozenset({CommandType.RECV_BITMAP, CommandType.POSTCOPY_RESUME})
+_ADVICE: Final = "migrate without postcopy: turn the capability postcopy-ram off"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package taken apart.
+
+    Attributes:
+        listen: COMMAND LISTEN.
+        held: The device sections; their positions count from its start.
+        sections: The sections in the order of the wire.
+        ping: COMMAND PING, or nothing.
+        run: COMMAND RUN, after which the destination runs the guest.
+    """
+
+    listen: bytes
+    held: bytearray
+    sections: tuple[DeviceSection, ...]
+    ping: bytes
+    run: bytes
+
+
+def is_recovery(opening: "Raw") -> bool:
+    """Tell whether a connection that begins so takes a paused postcopy migration up again.
+
+    It has no file header; it begins with COMMAND RECV_BITMAP, for each RAM block, or RESUME. Source: QEMU
+    `migration/migration.c` (`postcopy_do_resume`).
+    """
+    command = int.from_bytes(bytes(opening[1:3]), "big")
+    return len(opening) > 2 and opening[0] == RecordType.COMMAND and command in _RECOVERY
+
+
+def open_package(blob: bytes, early: "Sequence[EarlySection]", offset: int) -> Package:
+    """Take a package apart.
+
+    Args:
+        blob: All of it, after the command that announced it.
+        early: Device sections that went before the iterable ones.
+        offset: Where the blob begins in the stream; used in errors only.
+
+    Raises:
+        MalformedStreamError: It does not begin or end as a package does.
+        UnlocatableSectionError: Its sections cannot be told apart for certain.
+    """
+    if not blob.startswith(_LISTEN) or not blob.endswith(_RUN) or len(blob) < len(_LISTEN) + FOOTER_SIZE + len(_RUN):
+        raise MalformedStreamError(
+            "it does not begin with POSTCOPY_LISTEN and end with POSTCOPY_RUN", offset=offset, section=SECTION
+        )
+    end = len(blob) - len(_RUN)
+    # A footer, which the last section ends with, can never be taken for the last five bytes of a PING.
+    ping = blob[end - _PING_SIZE : end]
+    found = read(COMMAND, memoryview(ping), offset + end - _PING_SIZE) if ping[0] == RecordType.COMMAND else None
+    if found is None or found[0].command != CommandType.PING or found[1] != _PING_SIZE:
+        ping = b""
+    end -= len(ping)
+    held = bytearray(blob[len(_LISTEN) : end])
+    base = offset + len(_LISTEN)
+    if held[-FOOTER_SIZE] != RecordType.SECTION_FOOTER:
+        raise MalformedStreamError("its last section has no footer", offset=offset + end, section=SECTION)
+    if early:
+        raise UnlocatableSectionError(
+            "it stands before RAM, and a postcopy migration has no vmdesc to check its length by",
+            offset=early[0].offset + early[0].section.start,
+            section=early[0].section.label,
+            advice=_ADVICE,
+        )
+    sections = locate_by_footers(held, len(held), base)
+    if sections is None:
+        raise UnlocatableSectionError("no footers cut it into sections", offset=base, section=SECTION, advice=_ADVICE)
+    return Package(blob[: len(_LISTEN)], held, tuple(sections), ping, blob[-len(_RUN) :])
