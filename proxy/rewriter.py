@@ -25,7 +25,11 @@ from proxy.policy import Mode
 from proxy.report import Outcome, Report
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from formats.arm_cpu import RegisterList
+    from formats.device_state import DeviceSection
+    from proxy.judge import Registers
 
 NO_RETURN_PATH: Final = (
     "the source opened no return path, so it would give up its guest without knowing that the destination has it; "
@@ -52,6 +56,7 @@ class Rewriter:
         live: bool,
         allow_no_return_path: bool = False,
         device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
+        source: "Sequence[Registers]" = (),
     ) -> None:
         """Make a rewriter for one stream.
 
@@ -61,10 +66,13 @@ class Rewriter:
                 passes on what it cannot read instead of ending the migration.
             allow_no_return_path: Whether a live stream without a return path may pass.
             device_state_limit: Bytes of device state held at most.
+            source: What the guests of the source look like, where it is known ahead. Postcopy is then judged by it when
+                it is announced, too, while the guest still runs.
         """
         self.report = Report(mode=judge.policy.mode.value)
         self._judge = judge
         self._observing = judge.policy.mode is Mode.OBSERVE
+        self._source = source
         self._require = judge.policy.require
         self._require_return_path = live and self._require.return_path and not allow_no_return_path
         self._require_machine = bool(self._require.machines)
@@ -192,10 +200,8 @@ class Rewriter:
             if isinstance(event, Configuration):
                 self.report.machine = event.machine
                 self._check_machine(event.machine, event.offset)
-            if isinstance(event, Command) and event.command is CommandType.PACKAGED:
-                self.report.postcopy = True
-                self._package = bytearray(event.raw)
-                return self._package
+            if isinstance(event, Command):
+                return self._commanded(event)
             return event.raw
         if isinstance(event, PostcopyData):
             return event.raw
@@ -209,6 +215,22 @@ class Rewriter:
         if isinstance(event, LateVmdesc) and self._left:
             return vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
         return event.raw
+
+    def _commanded(self, command: Command) -> Raw:
+        match command.command:
+            case CommandType.POSTCOPY_ADVISE:
+                verdicts = [verdict for registers in self._source for verdict in self._judge.judge(registers)]
+                refusals = [verdict for verdict in verdicts if verdict.action is Action.REFUSE]
+                if refusals:
+                    self._refuse(
+                        f"offset {command.offset:#x}: postcopy is announced, and by what is known of the source would "
+                        f"be refused: {_refusal(refusals)}"
+                    )
+            case CommandType.PACKAGED:
+                self.report.postcopy = True
+                self._package = bytearray(command.raw)
+                return self._package
+        return command.raw
 
     def _check_machine(self, machine: str, offset: int) -> None:
         self._require_machine = False
@@ -232,7 +254,8 @@ class Rewriter:
         every = [verdict for _, verdicts in judged for verdict in verdicts]
         refusals = [verdict for verdict in every if verdict.action is Action.REFUSE]
         if refusals:
-            self._refuse(_refusal(refusals, state))
+            where = _section_of(refusals[0], state)
+            self._refuse(f"offset {state.offset + where.start:#x}, section {where.label}: {_refusal(refusals)}")
         changes = [verdict for verdict in every if verdict.action in (Action.SWAP, Action.DROP)]
         if self._observing:
             self.report.would_change += changes
@@ -285,11 +308,13 @@ def _apply(registers: "RegisterList", verdicts: list[Verdict]) -> set[int]:
     return dropped
 
 
-def _refusal(refusals: list[Verdict], state: DeviceState) -> str:
+def _section_of(verdict: Verdict, state: DeviceState) -> "DeviceSection":
+    return next(section for section in state.sections if section.name == "cpu" and section.instance_id == verdict.vcpu)
+
+
+def _refusal(refusals: list[Verdict]) -> str:
     """Say in one line what is refused: the first in full, the others by name."""
     first = refusals[0]
-    where = next(section for section in state.sections if section.name == "cpu" and section.instance_id == first.vcpu)
     others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
     reason = "; ".join(filter(None, (first.why, first.rule, first.advice)))
-    line = f"offset {state.offset + where.start:#x}, section {where.label}: {first.name}: {reason}"
-    return line + (f"; refused, too: {', '.join(others)}" if others else "")
+    return f"{first.name}: {reason}" + (f"; refused, too: {', '.join(others)}" if others else "")

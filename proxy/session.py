@@ -19,10 +19,11 @@ from proxy.rewriter import Rewriter
 from proxy.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from formats.events import Raw
     from proxy.connection import Connection
+    from proxy.judge import Registers
 
 
 _BUFFER: Final = 1 << 20
@@ -55,6 +56,7 @@ class SessionConfig:
         allow_no_return_path: Whether sources without a return path may come.
         device_state_limit: Bytes of device state held at most.
         vmdesc_wait: Seconds to wait for a vmdesc after what looks like the end.
+        source: What the guests of the source look like, where it is known ahead; postcopy is judged by it early.
     """
 
     route: Route
@@ -62,6 +64,7 @@ class SessionConfig:
     allow_no_return_path: bool = False
     device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT
     vmdesc_wait: float = DEFAULT_VMDESC_WAIT
+    source: "Sequence[Registers]" = ()
 
 
 class Session:
@@ -95,6 +98,7 @@ class Session:
             live=True,
             allow_no_return_path=config.allow_no_return_path,
             device_state_limit=config.device_state_limit,
+            source=config.source,
         )
         self._listener = ReturnPathListener()
         self._all_sent = trio.Event()
@@ -299,8 +303,8 @@ class Session:
             return False
         await swallow(self._source, _GIVE_BACK_PATIENCE)
         self.report.note(
-            "the source was told to keep its guest; QEMUs before 9.0 leave it stopped: 'cont', or virsh resume, there "
-            "lets it go on"
+            "the source was told to keep its guest; if it is left stopped there, 'cont' lets it go on; with --source, "
+            "what can be known ahead is refused before the guest stops"
         )
         return True
 

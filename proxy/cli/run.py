@@ -28,6 +28,12 @@ from proxy.session import DEFAULT_VMDESC_WAIT
     show_default=True,
     help="How long to wait for a vmdesc that may not come (machine property suppress-vmdesc=on).",
 )
+@click.option(
+    "--source",
+    metavar="FILE",
+    help="What the guests of the source look like: its host profile, or the stream of such a guest. What would be "
+    "refused in postcopy is then refused when postcopy is announced, and not when the guest has stopped.",
+)
 @judge_options
 def command(
     *,
@@ -37,6 +43,7 @@ def command(
     report: str | None,
     allow_no_return_path: bool,
     vmdesc_wait: float,
+    source: str | None,
     options: JudgeOptions,
 ) -> None:
     """Carry live migrations from --listen to the destination at --connect.
@@ -62,6 +69,7 @@ def command(
     from proxy.relay import Relay
     from proxy.route import Route
     from proxy.session import SessionConfig
+    from proxy.source import read_source
 
     address = parse_address(listen)
     config = SessionConfig(
@@ -70,6 +78,7 @@ def command(
         allow_no_return_path=allow_no_return_path,
         device_state_limit=options.device_state_limit,
         vmdesc_wait=vmdesc_wait,
+        source=() if source is None else read_source(source),
     )
     with report_file(report) as add:
         exit_code = trio.run(Relay(config, once, say, add).run, address)

@@ -13,7 +13,7 @@ from tests.lab.guest import counter_guest
 from tests.lab.proxy import Proxy, running_proxy
 from tests.lab.tap import open_tap
 from tests.lab.vm import Vm, running_vm, wire_uri
-from tests.live.helpers import A57_TO_A72, differing_bytes, learn
+from tests.live.helpers import A57_TO_A72, differing_bytes, learn, record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -129,6 +129,21 @@ async def test_a_refused_guest_goes_on_at_its_source(tmp_path: Path, capabilitie
     assert report["outcome"] == "refused"
     assert "ID_MMFR0" in report["reason"]
     assert "cont" in report["reason"]
+
+
+async def test_what_is_known_ahead_is_refused_before_the_guest_stops(tmp_path: Path) -> None:
+    known = tmp_path / "source.stream"
+    await record(known, "cortex-a57")
+    async with pair(tmp_path, POSTCOPY) as it:
+        uri = wire_uri(await it.destination.incoming_port())
+        async with running_proxy(uri, *options(it, ("--allow-midr", "none", "--source", str(known)))) as proxy:
+            await it.source.migrate(proxy.uri, capabilities=POSTCOPY)
+            assert (await it.source.wait_migration()).status == "failed"
+            assert await proxy.wait_exit() == 4
+            assert await it.source.status() == "running"
+            await it.source.wait_counter_moves()
+            [report] = proxy.reports()
+    assert "postcopy is announced, and by what is known of the source would be refused: ID_MMFR0" in report["reason"]
 
 
 @pytest.mark.parametrize("capabilities", [POSTCOPY, PREEMPT], ids=["postcopy", "preempt"])

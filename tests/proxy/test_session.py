@@ -102,7 +102,11 @@ async def carry(session: Session) -> None:
 
 @asynccontextmanager
 async def migration(
-    judge_: Judge | None = None, *, vmdesc_wait: float = 30, opening: bytes = STREAM[:8], **config: bool
+    judge_: Judge | None = None,
+    *,
+    vmdesc_wait: float = 30,
+    opening: bytes = STREAM[:8],
+    allow_no_return_path: bool = False,
 ) -> AsyncIterator[Migration]:
     """Start a session with a source that sent the file header and waits; the destination got it.
 
@@ -112,12 +116,13 @@ async def migration(
         port = back.getsockname()[1]
         with await connect(front.getsockname()) as source:
             accepted, _ = await front.accept()
-            session = Session(
-                SessionConfig(
-                    Route(TcpAddress("127.0.0.1", port)), judge_ or judge(R0), vmdesc_wait=vmdesc_wait, **config
-                ),
-                SocketConnection("source", accepted),
+            config = SessionConfig(
+                Route(TcpAddress("127.0.0.1", port)),
+                judge_ or judge(R0),
+                vmdesc_wait=vmdesc_wait,
+                allow_no_return_path=allow_no_return_path,
             )
+            session = Session(config, SocketConnection("source", accepted))
             over = trio.Event()
 
             async def run() -> None:
