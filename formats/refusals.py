@@ -22,7 +22,7 @@ FOREIGNERS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (
         b"\x16\x03",
         "a TLS handshake",
-        "set tls-creds to the empty string on both QEMUs, or take TLS off before the proxy",
+        "let the proxy end it: run --listen-tls DIR --connect-tls DIR",
     ),
     (b"\x11\x22\x33\x44", "a multifd channel", "turn the capability multifd off"),
     (b"LibvirtQemudSave", "a libvirt save file", "give it as a file, not through a pipe"),

@@ -9,7 +9,7 @@ import trio
 
 from formats.multifd import channel_guest, is_channel
 from formats.package import is_recovery
-from proxy.errors import ConfigError, ExitCode
+from proxy.errors import ConfigError, ExitCode, ProxyError
 from proxy.listening import Listener, listen
 from proxy.session import Session, SessionConfig
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.address import Address
     from proxy.connection import Connection
     from proxy.report import Report
+    from proxy.tls import ServerTls
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
 """Errors of accept that pass by themselves."""
@@ -41,12 +42,14 @@ class Relay:
         once: Whether to take one migration and stop.
         say: Takes one line for the operator.
         on_report: Takes the report of every migration that ended.
+        tls: What sources must speak; None for plain text.
     """
 
     config: SessionConfig
     once: bool
     say: "Callable[[str], None]"
     on_report: "Callable[[Report], None]"
+    tls: "ServerTls | None" = None
     _begun: int = 0
     _exit_code: ExitCode = ExitCode.OK
     _draining: bool = False
@@ -120,6 +123,12 @@ class Relay:
 
     async def _serve(self, source: "Connection") -> None:
         """Find out what a connection is, and carry it."""
+        if self.tls is not None:
+            try:
+                source = await self.tls.welcome(source)
+            except ProxyError as error:
+                self.say(f"{source.name}: {error}")
+                return
         session = Session(self.config, source)
         session.on_change = self._tell_change
         preempted = await self._wait_begin(session, source)

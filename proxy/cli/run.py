@@ -6,6 +6,7 @@ import click
 
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.cli.reporting import report_file
+from proxy.cli.tls import TlsOptions, tls_options
 from proxy.session import DEFAULT_VMDESC_WAIT
 
 
@@ -34,6 +35,7 @@ from proxy.session import DEFAULT_VMDESC_WAIT
     help="What the guests of the source look like: its host profile, or the stream of such a guest. What would be "
     "refused in postcopy is then refused when postcopy is announced, and not when the guest has stopped.",
 )
+@tls_options
 @judge_options
 def command(
     *,
@@ -44,6 +46,7 @@ def command(
     allow_no_return_path: bool,
     vmdesc_wait: float,
     source: str | None,
+    tls: TlsOptions,
     options: JudgeOptions,
 ) -> None:
     """Carry live migrations from --listen to the destination at --connect.
@@ -62,6 +65,9 @@ def command(
       # A service before a destination that is known by its profile.
       vmstate-proxy run --listen tcp:[::1]:4444 --connect tcp:10.0.0.7:49152 \\
           --host rack7.toml --policy policy.toml --report migrations.jsonl
+      # TLS on both sides, each with credentials of its own, as in QEMU's tls-creds-x509.
+      vmstate-proxy run --listen tcp:10.0.0.1:4444 --listen-tls pki/here --connect tcp:rack7:49152 \\
+          --connect-tls pki/there --host rack7.toml --policy policy.toml
     """
     import trio
 
@@ -73,7 +79,7 @@ def command(
 
     address = parse_address(listen)
     config = SessionConfig(
-        route=Route(parse_address(connect)),
+        route=Route(parse_address(connect), tls.client),
         judge=options.judge,
         allow_no_return_path=allow_no_return_path,
         device_state_limit=options.device_state_limit,
@@ -81,7 +87,7 @@ def command(
         source=() if source is None else read_source(source),
     )
     with report_file(report) as add:
-        exit_code = trio.run(Relay(config, once, say, add).run, address)
+        exit_code = trio.run(Relay(config, once, say, add, tls.server).run, address)
     raise click.exceptions.Exit(exit_code)
 
 

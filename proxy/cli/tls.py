@@ -1,0 +1,97 @@
+"""The options for TLS, towards sources and towards the destination."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from proxy.tls import ClientTls, ServerTls
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """What the options said; None for plain text.
+
+    Attributes:
+        server: What sources must speak.
+        client: What is spoken to the destination.
+    """
+
+    server: "ServerTls | None"
+    client: "ClientTls | None"
+
+
+def tls_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options, and pass what they said as `tls`."""
+
+    @click.option(
+        "--listen-tls",
+        metavar="DIR",
+        help="Have sources speak TLS, and show a certificate. DIR holds ca-cert.pem, server-cert.pem, server-key.pem, "
+        "and perhaps ca-crl.pem, as for QEMU's tls-creds-x509; it is read for each connection.",
+    )
+    @click.option(
+        "--connect-tls",
+        metavar="DIR",
+        help="Speak TLS to the destination. DIR holds ca-cert.pem, client-cert.pem, client-key.pem.",
+    )
+    @click.option(
+        "--tls-hostname", metavar="NAME", help="Whose certificate the destination must show, if not --connect's host's."
+    )
+    @click.option(
+        "--tls-allow-client",
+        "clients",
+        metavar="CN",
+        multiple=True,
+        help="Take only sources whose certificate has this common name; may be given more than once.",
+    )
+    @click.option("--listen-plain", is_flag=True, help="Take sources in plain text though --connect-tls is given.")
+    @click.option("--connect-plain", is_flag=True, help="Speak plain text onwards though --listen-tls is given.")
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any,  # noqa: ANN401 - click's
+        listen_tls: str | None,
+        connect_tls: str | None,
+        tls_hostname: str | None,
+        clients: tuple[str, ...],
+        listen_plain: bool,
+        connect_plain: bool,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        for side, other, given, plain in (
+            ("listen", "connect", listen_tls, listen_plain),
+            ("connect", "listen", connect_tls, connect_plain),
+        ):
+            if given is not None and plain:
+                raise click.UsageError(f"--{side}-tls and --{side}-plain exclude each other")
+            other_given = connect_tls if side == "listen" else listen_tls
+            if given is None and other_given is not None and not plain:
+                raise click.UsageError(
+                    f"--{other}-tls is given, and no --{side}-tls: the guest's memory would go in plain text there; if "
+                    f"that is meant, say --{side}-plain"
+                )
+        if tls_hostname is not None and connect_tls is None:
+            raise click.UsageError("--tls-hostname is for --connect-tls")
+        if clients and listen_tls is None:
+            raise click.UsageError("--tls-allow-client is for --listen-tls")
+        return command(*args, tls=_credentials(listen_tls, connect_tls, tls_hostname, clients), **kwargs)
+
+    return wrapper
+
+
+def _credentials(
+    listen_tls: str | None, connect_tls: str | None, hostname: str | None, clients: tuple[str, ...]
+) -> TlsOptions:
+    if listen_tls is None and connect_tls is None:
+        return TlsOptions(None, None)
+    from proxy.tls import ClientTls, ServerTls
+
+    server = None if listen_tls is None else ServerTls(listen_tls, frozenset(clients))
+    client = None if connect_tls is None else ClientTls(connect_tls, hostname)
+    for side in (server, client):
+        if side is not None:
+            side.check()
+    return TlsOptions(server, client)
