@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from formats.block import BlockReader
 from formats.dirty_bitmap import DirtyBitmapReader
+from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.ram import RamReader
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ def reader_for(idstr: str, page_bits: int, capabilities: "Collection[str]") -> "
         capabilities: The capabilities that the configuration named.
     """
     if idstr == RamReader.idstr:
-        return RamReader(page_size=1 << page_bits, block_has_address="x-ignore-shared" in capabilities)
+        return RamReader(
+            page_size=1 << page_bits,
+            block_has_address="x-ignore-shared" in capabilities,
+            mapped=MAPPED_RAM in capabilities,
+        )
     if idstr == DirtyBitmapReader.idstr:
         return DirtyBitmapReader()
     return BlockReader() if idstr == BlockReader.idstr else None

@@ -21,6 +21,7 @@ from formats.events import (
     FileHeader,
     IterableData,
     LateVmdesc,
+    MappedPages,
     SectionBegin,
     SectionFooter,
 )
@@ -417,6 +418,8 @@ def details_of(event: AnyEvent) -> tuple[object, ...]:
             return (event.section_id,)
         case DeviceState():
             return (event.sections, event.vmdesc, event.early)
+        case MappedPages():
+            return (event.length,)
         case IterableData() | LateVmdesc():
             return ()
 

@@ -16,6 +16,7 @@ from formats.events import (
     DeviceState,
     IterableData,
     LateVmdesc,
+    MappedPages,
     SectionBegin,
     SectionFooter,
 )
@@ -132,6 +133,9 @@ class _Contents:
                 )
             case IterableData() | SectionFooter():
                 self.sections[-1].length += len(event.raw)
+            case MappedPages():
+                self.length += event.length
+                self.sections[-1].length += event.length
             case DeviceState():
                 self._add_devices(event)
             case LateVmdesc():
