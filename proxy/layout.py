@@ -39,7 +39,7 @@ def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: 
         rewrite(stream, None, rewriter, progress)
         return
     something_before = bool(stream.start) and stream.envelope is None
-    if something_before or _has_mapped_ram(stream):
+    if something_before or holds_mapped_ram(stream):
         if target != STDIO and packing_of(target) == "raw" and (os.path.isfile(path) or not os.path.exists(path)):
             patch = _judged(stream, rewriter, progress)
             with complete_file(target) as file:
@@ -52,8 +52,8 @@ def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: 
         rewrite(stream, sink, rewriter, progress)
 
 
-def _has_mapped_ram(stream: StreamFile) -> bool:
-    """Look into a file that holds its stream as it is; False for any other."""
+def holds_mapped_ram(stream: StreamFile) -> bool:
+    """Tell whether a file, as it is, is a mapped-ram file; the stream can be read from its start afterwards."""
     if stream.start is None:
         return False
     try:
