@@ -16,7 +16,7 @@ from proxy.files import (
     packing_of,
 )
 from proxy.offline import has_mapped_ram, rewrite
-from proxy.patch import Patch, finish, noted, patch_of
+from proxy.patch import Patch, check_unchanged, finish, noted, patch_of
 from proxy.sparse import copy_sparse
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def rewrite_in_place(stream: StreamFile, rewriter: "Rewriter", progress: "Callab
 def _judged(stream: StreamFile, rewriter: "Rewriter", progress: "Callable[[int], None]") -> Patch:
     assert stream.start is not None
     rewrite(stream, None, rewriter, progress)
-    patch = patch_of(rewriter.replacements, stream.start, os.fstat(stream.fileno()).st_size)
+    file = stream.fileno()
     try:
-        patch.check(stream.fileno())
+        check_unchanged(file, rewriter.replacements, stream.start)
+        return patch_of(rewriter.replacements, stream.start, os.fstat(file).st_size)
     except ProxyError as error:
         raise ProxyError(f"{stream.name}: {error}") from error
-    return patch

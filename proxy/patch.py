@@ -38,20 +38,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """The changes of a file, and its size when they are made."""
+    """The changes of a file.
+
+    Attributes:
+        changes: In the order of the file.
+        old_size: Bytes of the file before.
+        size: Bytes of the file when they are made.
+    """
 
     changes: tuple[Change, ...]
+    old_size: int
     size: int
-
-    def check(self, file: int) -> None:
-        """See that the file still holds what is to be changed.
-
-        Raises:
-            ProxyError: It does not.
-        """
-        for change in self.changes:
-            if _read(file, change.position, len(change.before)) != change.before:
-                raise ProxyError("it was changed by someone else since it was judged")
 
     def write(self, file: int) -> None:
         """Make the changes, and see them to the disk."""
@@ -61,6 +58,17 @@ class Patch:
         if os.fstat(file).st_size != self.size:
             os.ftruncate(file, self.size)
             os.fsync(file)
+
+
+def check_unchanged(file: int, replacements: Sequence[Replacement], start: int) -> None:
+    """See that a file still holds what was judged, its stream beginning at `start`.
+
+    Raises:
+        ProxyError: It does not.
+    """
+    for one in replacements:
+        if _read(file, start + one.offset, len(one.before)) != one.before:
+            raise ProxyError("it was changed by someone else while it was judged")
 
 
 def patch_of(replacements: Sequence[Replacement], start: int, size: int) -> Patch:
@@ -75,6 +83,7 @@ def patch_of(replacements: Sequence[Replacement], start: int, size: int) -> Patc
         ProxyError: Something would have to move that is not at the end of the file.
     """
     changes: list[Change] = []
+    old_size = size
     for one in replacements:
         after, position = bytes(one.after), start + one.offset
         if len(after) == len(one.before):
@@ -89,7 +98,7 @@ def patch_of(replacements: Sequence[Replacement], start: int, size: int) -> Patc
         )
         changes.append(Change(position + same, one.before[same:], after[same:]))
         size += len(after) - len(one.before)
-    return Patch(tuple(changes), size)
+    return Patch(tuple(changes), old_size, size)
 
 
 def _runs(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
@@ -119,6 +128,7 @@ def noted(path: str, patch: Patch) -> Iterator[None]:
     folder, base = os.path.split(name)
     document = {
         "schema_version": _SCHEMA_VERSION,
+        "old_size": patch.old_size,
         "size": patch.size,
         "changes": [
             {"position": one.position, "before": one.before.hex(), "after": one.after.hex()} for one in patch.changes
@@ -156,12 +166,13 @@ def finish(path: str, file: int) -> bool:
             Change(one["position"], bytes.fromhex(one["before"]), bytes.fromhex(one["after"]))
             for one in document["changes"]
         ]
-        patch = Patch(tuple(changes), document["size"])
+        patch = Patch(tuple(changes), document["old_size"], document["size"])
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{name}: it cannot be read as the note of a rewrite that broke off: {error}") from error
-    if not all(_is_on_the_way(file, one) for one in patch.changes):
+    right_size = os.fstat(file).st_size in (patch.old_size, patch.size)
+    if not (right_size and all(_is_on_the_way(file, one) for one in patch.changes)):
         raise ConfigError(
             f"{name}: this note of a rewrite that broke off is of another file, or an older one: remove it"
         )
