@@ -48,8 +48,9 @@ _SHOWN = 16
 def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | None, device_state_limit: int) -> None:
     """Show what a captured stream holds: its sections with offsets and lengths, its vCPUs and their registers.
 
-    IN may be packed with xz, gzip, bzip2 or zstd, or be a libvirt save file; - is standard input. A section's length
-    counts its header and its footer. A broken stream is shown as far as it could be read.
+    IN may be packed with xz, gzip, bzip2 or zstd, or be a libvirt save file or a mapped-ram file, whose pages are not
+    read; - is standard input, and file:PATH,offset=N a stream within a file. A section's length counts its header and
+    its footer. A broken stream is shown as far as it could be read.
 
     \b
     Examples:
