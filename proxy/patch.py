@@ -85,7 +85,7 @@ def patch_of(replacements: Sequence[Replacement], start: int, size: int) -> Patc
     changes: list[Change] = []
     old_size = size
     for one in replacements:
-        after, position = bytes(one.after), start + one.offset
+        after, position = one.after, start + one.offset
         if len(after) == len(one.before):
             changes += (
                 Change(position + at, one.before[at:end], after[at:end]) for at, end in _runs(one.before, after)

@@ -35,7 +35,7 @@ class Replacement:
 
     offset: int
     before: bytes = field(repr=False)
-    after: Raw = field(repr=False)
+    after: bytes = field(repr=False)
 
 
 class Rewriter:
@@ -184,7 +184,7 @@ class Rewriter:
         elif self._left:
             after = vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
         if not self._live:
-            self.replacements.append(Replacement(event.offset, before, after))
+            self.replacements.append(Replacement(event.offset, before, bytes(after)))
         return after
 
     def _check_machine(self, machine: str, offset: int) -> None:

@@ -202,7 +202,7 @@ def test_holes_stay(tmp_path: Path) -> None:
                 file.write(piece)
     assert path.read_bytes() == stream
     copied(str(path), copy, judge(R0))
-    assert copy.stat().st_blocks <= path.stat().st_blocks < len(stream) // 512 // 4
+    assert max(copy.stat().st_blocks, path.stat().st_blocks) * 512 < len(stream) // 4
 
 
 @pytest.mark.parametrize("out", ["-", "out.xz", "pipe"])
