@@ -1,5 +1,7 @@
 """What the parser tells of a stream. Every byte of the stream is in the `raw` of just one event, in order.
 
+(Bytes that the caller chose not to feed are in none: `MappedPages` has their number.)
+
 So output equals input where every event's `raw` is passed on; that is how byte identity is kept. `raw` may be a view of
 the caller's own buffer: it is good until the next `feed`.
 """
@@ -83,6 +85,17 @@ class IterableData(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MappedPages(Event):
+    """A stretch of an iterable section's body that was stepped over, not fed; `raw` is empty.
+
+    Attributes:
+        length: Its length in bytes.
+    """
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class SectionFooter(Event):
     """The footer of an iterable section: the section ends."""
 
@@ -124,6 +137,7 @@ AnyEvent = (
     | Command
     | SectionBegin
     | IterableData
+    | MappedPages
     | SectionFooter
     | DeviceState
     | LateVmdesc

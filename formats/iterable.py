@@ -78,6 +78,15 @@ class IterableReader(ABC):
                 return position, True
             self._payload_left = record.payload
 
+    @property
+    def skippable(self) -> int:
+        """How many of the next bytes are a payload that only has to keep its place in the file."""
+        return 0
+
+    def skip(self, length: int) -> None:
+        """Take note that the next `length` bytes, at most those that are skippable, are not handed in."""
+        self._payload_left -= length
+
     def skip_run(self, data: memoryview, position: int) -> int:
         """Step over as many whole, uniform records as can be told apart cheaply; the default steps over none."""
         return position

@@ -15,7 +15,7 @@ from formats.errors import MalformedStreamError, UnsupportedFeatureError
 MAGIC: Final = b"LibvirtQemudSave"
 PARTIAL_MAGIC: Final = b"LibvirtQemudPart"
 FORMATS: Final = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
-"""How the stream is packed, by the header's number."""
+"""How the stream is packed, by the header's number; `sparse` (libvirt 11.2) is a mapped-ram stream, not packed."""
 
 _VERSION: Final = 2
 _UNUSED: Final = 14
@@ -37,7 +37,6 @@ HEADER_SIZE: Final[int] = _SCHEMAS[0].sizeof()
 
 _REFUSED: Final = {
     "lzop": "unpack it with lzop -dc, or set save_image_format to another format",
-    "sparse": "its stream has the layout of mapped-ram; save without it",
 }
 
 
@@ -46,7 +45,7 @@ class SaveHeader:
     """What the header says.
 
     Attributes:
-        format: How the stream is packed: `raw`, `gzip`, `bzip2`, `xz` or `zstd`.
+        format: How the stream is packed: `raw`, `gzip`, `bzip2`, `xz`, `zstd`, or `sparse`, which is not.
         data_length: Bytes of XML, cookie and padding between the header and the stream.
         was_running: Whether the guest ran when it was saved.
     """

@@ -1,7 +1,8 @@
 """The records of `ram` sections; runs of uniform pages are stepped over without a Python operation per page.
 
 A record is be64 `page offset | flags`, then, unless CONTINUE is set, u8 length + the block's idstr, then what the flag
-says. Source: QEMU `migration/ram.c` (`save_page_header`, `ram_load_precopy`, `parse_ramblocks`).
+says. In a mapped-ram stream there are no page records: pages lie in gaps of the setup list (`formats.mapped_ram`).
+Source: QEMU `migration/ram.c` (`save_page_header`, `ram_load_precopy`, `parse_ramblocks`).
 """
 
 import re
@@ -9,6 +10,7 @@ from struct import Struct
 from typing import ClassVar, Final
 
 from formats.iterable import IterableReader, Record, counted
+from formats.mapped_ram import HEADER_SIZE, MappedLayout
 
 ZERO: Final = 0x002
 MEM_SIZE: Final = 0x004
@@ -46,13 +48,16 @@ class RamReader(IterableReader):
 
     idstr: ClassVar[str] = "ram"
 
-    def __init__(self, *, page_size: int = 4096, block_has_address: bool = False, page_sizes: int = 0) -> None:
+    def __init__(
+        self, *, page_size: int = 4096, block_has_address: bool = False, page_sizes: int = 0, mapped: bool = False
+    ) -> None:
         """Make a reader.
 
         Args:
             page_size: Bytes of a target page.
             block_has_address: Whether the setup list has addresses (capability x-ignore-shared).
             page_sizes: The sizes of all host pages, or-ed, where the setup list may have them (postcopy); else 0.
+            mapped: Whether the pages have places of their own in the file (capability mapped-ram).
         """
         super().__init__()
         self.page_size = page_size
@@ -62,14 +67,20 @@ class RamReader(IterableReader):
         self._block_has_address = block_has_address
         self._page_sizes = page_sizes
         self._page_size_may_follow = False
+        self._mapped = MappedLayout(page_size) if mapped else None
         self._block_bytes_left = 0
         # The byte before a header's last one holds flags from 0x100 on, as far as page offsets leave it bits.
         no_flag = bytes(byte for byte in range(256) if not byte << 8 & page_size - 1)
         self._no_high_flag = re.compile(b"[" + re.escape(no_flag) + b"]*", re.DOTALL)
 
+    @property
+    def skippable(self) -> int:
+        """How many bytes of a mapped-ram gap are still to come."""
+        return 0 if self._mapped is None else self._payload_left
+
     def skip_run(self, data: memoryview, position: int) -> int:
         """Step over the records at `position` that are all full pages, or all zero pages, of the block at hand."""
-        if self._block_bytes_left or len(data) - position < 8:
+        if self._block_bytes_left or self._mapped is not None or len(data) - position < 8:
             return position
         flags = data[position + 7]
         if flags == PAGE | CONTINUE:
@@ -122,6 +133,8 @@ class RamReader(IterableReader):
             return Record(8, 0, False)
         if kind & HOOK:
             raise self.unsupported("a RAM record of an RDMA migration", offset, "migrate over tcp instead of rdma")
+        if self._mapped is not None:
+            raise self.malformed(f"RAM record with flags {flags:#x} in a mapped-ram stream, which has none", offset)
         if kind not in (ZERO, PAGE, XBZRLE, COMPRESS_PAGE):
             raise self.malformed(f"RAM record with flags {flags:#x}, which no QEMU sends", offset)
         end: int | None = position + 8
@@ -149,9 +162,10 @@ class RamReader(IterableReader):
         return Record(end + size.size - position, payload, False)
 
     def _block(self, data: memoryview, position: int, offset: int) -> Record | None:
-        """Read one entry of the setup list: u8 length + idstr, be64 length [, be64 address]."""
+        """Read one entry of the setup list: u8 length + idstr, be64 length [, be64 address] [, mapped-ram header]."""
         name_end = counted(data, position)
         tail = 16 if self._block_has_address else 8
+        tail += HEADER_SIZE if self._mapped is not None else 0
         if name_end is None or len(data) - name_end < tail:
             return None
         name = bytes(data[position + 1 : name_end]).decode("ascii", "backslashreplace")
@@ -164,7 +178,11 @@ class RamReader(IterableReader):
         self.blocks[name] = length
         self._block_bytes_left -= length
         self._page_size_may_follow = bool(self._page_sizes)
-        return Record(name_end + tail - position, 0, False)
+        end = name_end + tail
+        gap = 0
+        if self._mapped is not None:
+            gap = self._mapped.gap(bytes(data[end - HEADER_SIZE : end]), offset + end - position, length)
+        return Record(end - position, gap, False)
 
 
 def _prefix(pattern: re.Pattern[bytes], data: bytes) -> int:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from formats.block import BlockReader
 from formats.dirty_bitmap import DirtyBitmapReader
+from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.ram import RamReader
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ def reader_for(
     """
     if idstr == RamReader.idstr:
         return RamReader(
-            page_size=1 << page_bits, block_has_address="x-ignore-shared" in capabilities, page_sizes=page_sizes
+            page_size=1 << page_bits,
+            block_has_address="x-ignore-shared" in capabilities,
+            page_sizes=page_sizes,
+            mapped=MAPPED_RAM in capabilities,
         )
     if idstr == DirtyBitmapReader.idstr:
         return DirtyBitmapReader()

@@ -14,7 +14,7 @@ REFUSED_COMMANDS: Final[dict[CommandType, tuple[str, str]]] = {
 """Commands that lead to where nothing can be judged; refused while the source still has its guest."""
 
 REFUSED_CAPABILITIES: Final[dict[str, str]] = {
-    "mapped-ram": "save to a plain stream: turn the capability mapped-ram off",
+    "mapped-ram": "it is for files; turn the capability mapped-ram off",
     "multifd": "turn the capability multifd off",
 }
 

@@ -29,6 +29,7 @@ from formats.events import (
     FileHeader,
     IterableData,
     LateVmdesc,
+    MappedPages,
     NeedData,
     PostcopyData,
     Raw,
@@ -37,6 +38,7 @@ from formats.events import (
 )
 from formats.grammar import ACCEPTS, State
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT, DeviceStateHold
+from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.package import SECTION as PACKAGE
 from formats.package import open_package
 from formats.ram import RamReader
@@ -79,7 +81,14 @@ class StreamParser:
         switching_to_postcopy: Whether it is about to: its guest has stopped, and the package has not been passed on.
     """
 
-    def __init__(self, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> None:
+    def __init__(self, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, take_mapped_ram: bool = False) -> None:
+        """Make a parser.
+
+        Args:
+            device_state_limit: Bytes of device state held at most.
+            take_mapped_ram: Whether the stream is in a file, where mapped-ram has its place.
+        """
+        self._take_mapped_ram = take_mapped_ram
         self.machine: str | None = None
         self.return_path = False
         self._state = State.FILE_HEADER
@@ -152,6 +161,22 @@ class StreamParser:
             self._data = memoryview(bytes(self._data) + data)
         else:
             self._data = memoryview(data)
+
+    @property
+    def skippable(self) -> int:
+        """How many of the next bytes, once `NEED_DATA` was returned, are mapped pages that need not be fed."""
+        if self._state is not State.ITERABLE_BODY or self._current is None or len(self._data):
+            return 0
+        return self._readers[self._current.section_id].skippable
+
+    def skip(self, length: int) -> MappedPages:
+        """Step over the next `length` bytes, at most `skippable`: what is fed next comes after them."""
+        assert self._current is not None
+        assert 0 < length <= self.skippable
+        self._readers[self._current.section_id].skip(length)
+        offset = self._offset
+        self._offset += length
+        return MappedPages(offset, b"", length=length)
 
     def vmdesc_overdue(self, *, last_word: bool = False) -> None:
         """Say that the vmdesc that is awaited does not come; the device state may then be located without it.
@@ -327,7 +352,7 @@ class StreamParser:
                 f"target pages of {page_bits} bits", offset=self._offset, section="configuration"
             )
         for name in names:
-            if name in REFUSED_CAPABILITIES:
+            if name in REFUSED_CAPABILITIES and not (name == MAPPED_RAM and self._take_mapped_ram):
                 raise UnsupportedFeatureError(
                     f"capability {name} is not supported", offset=self._offset, advice=REFUSED_CAPABILITIES[name]
                 )

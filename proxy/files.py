@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 STDIO: Final = "-"
 
 _MAGICS: Final = {b"\xfd7zXZ\x00": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_NOT_PACKED: Final = ("raw", "sparse")
 _SUFFIXES: Final = {".xz": "xz", ".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
+_NOTE_SUFFIX: Final = ".unfinished"
+_FILE_URI: Final = "file:"
+_OFFSET_OPTION: Final = ",offset="
+_SIZE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([bkmgtpe]?)", re.IGNORECASE)
+_SIZE_SUFFIXES: Final = "bkmgtpe"
 
 
 class SaveFileError(ProxyError):
@@ -48,13 +55,23 @@ class StreamFile(io.RawIOBase):
     It is unbuffered below: a buffered reader would fill the whole of a buffer from a slow pipe, deaf to signals.
 
     Attributes:
-        envelope: What stood before the stream; None for a plain capture.
+        name: What it was opened as.
+        start: Where in the file the stream begins, in bytes; None where the file does not hold it as it is.
+        envelope: What stood before the stream in a libvirt save file; None for a capture.
     """
 
-    def __init__(self, name: str, file: Any, below: Any = None, envelope: Envelope | None = None) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        name: str,
+        file: Any,  # noqa: ANN401
+        below: Any = None,  # noqa: ANN401
+        envelope: Envelope | None = None,
+        start: int | None = None,
+    ) -> None:
         super().__init__()
+        self.name = name
         self.envelope = envelope
-        self._name = name
+        self.start = start
         self._file = file
         self._below = file if below is None else below
 
@@ -71,6 +88,20 @@ class StreamFile(io.RawIOBase):
         """Say that it can be read."""
         return True
 
+    def seekable(self) -> bool:
+        """Tell whether the file holds the stream as it is, so that it can be stepped over parts of it."""
+        return self.start is not None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place in the file; offsets count from the start of the file, not of the stream."""
+        place: int = self._file.seek(offset, whence)
+        return place
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        descriptor: int = self._below.fileno()
+        return descriptor
+
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401
         """Read into a buffer; 0 is the end.
 
@@ -80,49 +111,91 @@ class StreamFile(io.RawIOBase):
         try:
             length: int = self._file.readinto(buffer)
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise ProxyError(f"{self._name}: {getattr(error, 'strerror', None) or error}") from error
+            raise ProxyError(f"{self.name}: {getattr(error, 'strerror', None) or error}") from error
         return length
 
 
 @contextmanager
-def open_stream(name: str) -> "Iterator[StreamFile]":
+def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
     """Open a captured stream for reading; `-` is standard input.
 
     Files packed with xz, gzip, bzip2 or zstd are unpacked on the way, and so is the stream in a libvirt save file.
 
+    Args:
+        name: The file. As for QEMU, `file:PATH,offset=N` is a stream that begins N bytes into a file.
+        update: Whether the file is to be written, too.
+
     Raises:
-        ConfigError: It cannot be opened.
+        ConfigError: It cannot be opened, or a rewrite of it broke off, and it is not opened to finish that.
         SaveFileError: It is a libvirt save file that cannot be read.
     """
     if name == STDIO:
         yield StreamFile(name, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
         return
+    path, offset = file_and_offset(name)
+    if not update and os.path.exists(note_of(path)):
+        raise ConfigError(
+            f"{name}: a rewrite --in-place of it broke off, and it is half the old and half the new; run that again, "
+            f"which finishes it ({note_of(path)} has the rest)"
+        )
     try:
-        file = open(name, "rb", buffering=0)  # noqa: SIM115
+        file = open(path, "r+b" if update else "rb", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
     with file:
-        yield _opened(name, file)
+        yield _opened(name, file, offset)
 
 
-def _opened(name: str, file: io.FileIO) -> StreamFile:
+def note_of(path: str) -> str:
+    """Return the name of the note that is kept beside a file while it is changed (`proxy.patch`)."""
+    return os.path.realpath(path) + _NOTE_SUFFIX
+
+
+def file_and_offset(name: str) -> tuple[str, int]:
+    """Return the path that a name stands for, and where in that file the stream begins.
+
+    Source: QEMU `migration/file.c` (`file_parse_offset`), `util/cutils.c` (`qemu_strtosz`; no fractions here).
+
+    Raises:
+        ConfigError: The offset is no number of bytes.
+    """
+    if not name.startswith(_FILE_URI):
+        return name, 0
+    path, option, offset = name.removeprefix(_FILE_URI).partition(_OFFSET_OPTION)
+    if not option:
+        return path, 0
+    size = _SIZE.fullmatch(offset)
+    if size is None:
+        raise ConfigError(f"{name}: offset {offset!r} is no number of bytes, such as 4096, 0x1000 or 1M")
+    return path, int(size[1], 0) << 10 * _SIZE_SUFFIXES.index(size[2].lower() or "b")
+
+
+def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
     if not file.seekable():
+        if offset:
+            raise ConfigError(f"{name}: what is no file has no offset")
         return StreamFile(name, file)
     try:
+        file.seek(offset)
         start = file.read(libvirt_save.HEADER_SIZE)
         if libvirt_save.is_save_file(start):
             header = libvirt_save.parse_header(start)
             rest = file.read(header.data_length)
             if len(rest) < header.data_length:
                 raise MalformedStreamError("this libvirt save file ends within its XML", offset=len(start) + len(rest))
-            return StreamFile(name, _unpacker(header.format, file), file, Envelope(start + rest, header.format))
-        file.seek(0)
+            return _stream_file(name, header.format, file, Envelope(start + rest, header.format))
+        file.seek(offset)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
     except FormatError as error:
         raise SaveFileError(name, error) from error
     packing = next((kind for magic, kind in _MAGICS.items() if start.startswith(magic)), "raw")
-    return StreamFile(name, _unpacker(packing, file), file)
+    return _stream_file(name, packing, file, None)
+
+
+def _stream_file(name: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:
+    start = file.tell() if packing in _NOT_PACKED else None
+    return StreamFile(name, _unpacker(packing, file), file, envelope, start)
 
 
 def _unpacker(packing: str, file: io.FileIO) -> Any:  # noqa: ANN401
@@ -172,9 +245,14 @@ def packing_file(name: str, envelope: Envelope | None = None) -> "Iterator[IO[by
             file.write(envelope.head)
             packing = envelope.packing
         else:
-            packing = _SUFFIXES.get(os.path.splitext(name)[1], "raw")
+            packing = packing_of(name)
         with _packer(packing, file) as packer:
             yield packer
+
+
+def packing_of(name: str) -> str:
+    """Return how a file of that name is packed; `raw`: not at all."""
+    return _SUFFIXES.get(os.path.splitext(name)[1], "raw")
 
 
 def _packer(packing: str, file: IO[bytes]) -> Any:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """The rewriter: bytes in, bytes out, report. It does no IO; the relay and the offline commands use the same one."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
@@ -37,6 +38,21 @@ NO_RETURN_PATH: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A piece of the stream that does not go on as it came, though it may be equal.
+
+    Attributes:
+        offset: Where it begins in the stream.
+        before: Its bytes as they came.
+        after: What goes on in their place.
+    """
+
+    offset: int
+    before: bytes = field(repr=False)
+    after: bytes = field(repr=False)
+
+
 class Rewriter:
     """Passes one migration stream on, with the registers that must change changed.
 
@@ -47,6 +63,7 @@ class Rewriter:
     Attributes:
         report: What came of the stream; its outcome is final once `complete`, or once an error was raised. Whoever
             sends the bytes counts `bytes_out`.
+        replacements: All that was changed, in order, unless the stream is live.
     """
 
     def __init__(
@@ -62,14 +79,17 @@ class Rewriter:
 
         Args:
             judge: Knows the destination and the policy.
-            live: Whether a migration hangs on it. Then a stream without a return path is refused, and a mere observer
-                passes on what it cannot read instead of ending the migration.
+            live: Whether a migration hangs on it. Then a stream without a return path is refused, and so is a
+                mapped-ram stream, whose place is a file; and a mere observer passes on what it cannot read instead of
+                ending the migration.
             allow_no_return_path: Whether a live stream without a return path may pass.
             device_state_limit: Bytes of device state held at most.
             source: What the guests of the source look like, where it is known ahead. Postcopy is then judged by it when
                 it is announced, too, while the guest still runs.
         """
         self.report = Report(mode=judge.policy.mode.value)
+        self.replacements: list[Replacement] = []
+        self._live = live
         self._judge = judge
         self._observing = judge.policy.mode is Mode.OBSERVE
         self._source = source
@@ -77,7 +97,7 @@ class Rewriter:
         self._require_return_path = live and self._require.return_path and not allow_no_return_path
         self._require_machine = bool(self._require.machines)
         self._keep_going = live and self._observing
-        self._parser = StreamParser(device_state_limit=device_state_limit)
+        self._parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=not live)
         self._given_up = False
         self._would_refuse: str | None = None
         self._refusal: FormatError | ProxyError | None = None
@@ -170,6 +190,16 @@ class Rewriter:
         self._parser.vmdesc_overdue(last_word=last_word)
         return self._events()
 
+    @property
+    def skippable(self) -> int:
+        """How many of the next bytes need not be fed; see `StreamParser.skippable`."""
+        return self._parser.skippable
+
+    def skip(self, length: int) -> None:
+        """Step over bytes that stay as they are; see `StreamParser.skip`."""
+        self._parser.skip(length)
+        self.report.bytes_in += length
+
     def _events(self) -> list[Raw]:
         if self._refusal is not None:
             raise self._refusal
@@ -210,11 +240,17 @@ class Rewriter:
         if self._require_return_path and not self._parser.return_path:
             self._require_return_path = False
             self._refuse(f"offset {event.offset:#x}: {NO_RETURN_PATH}")
+        if not isinstance(event, DeviceState | LateVmdesc):
+            return event.raw
+        before = b"" if self._live else bytes(event.raw)
+        after = event.raw
         if isinstance(event, DeviceState):
-            return self._judged(event)
-        if isinstance(event, LateVmdesc) and self._left:
-            return vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
-        return event.raw
+            after = self._judged(event)
+        elif self._left:
+            after = vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
+        if not self._live:
+            self.replacements.append(Replacement(event.offset, before, bytes(after)))
+        return after
 
     def _commanded(self, command: Command) -> Raw:
         match command.command:

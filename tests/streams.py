@@ -21,6 +21,7 @@ from formats.events import (
     FileHeader,
     IterableData,
     LateVmdesc,
+    MappedPages,
     PostcopyData,
     SectionBegin,
     SectionFooter,
@@ -118,6 +119,44 @@ def ram_setup(blocks: dict[str, int], *, addresses: Sequence[int] | None = None)
         if addresses is not None:
             out += be64(addresses[index])
     return out
+
+
+def mapped_ram_setup(
+    blocks: dict[str, int], at: int, *, align: int = 4096, start: int = 0, addresses: Sequence[int] | None = None
+) -> bytes:
+    """Return the setup list of a mapped-ram stream, with its gaps.
+
+    Args:
+        blocks: RAM blocks and their lengths.
+        at: Where the list is in the stream.
+        align: What pages are aligned to in the file; QEMU takes 1 MiB.
+        start: Where the stream is in the file.
+        addresses: The blocks' addresses, as with x-ignore-shared.
+    """
+    out = be64(sum(blocks.values()) | 0x04)
+    for index, (name, length) in enumerate(blocks.items()):
+        out += counted(name) + be64(length) + (be64(addresses[index]) if addresses is not None else b"")
+        bitmap_at = start + at + len(out) + 28
+        bitmap = (b"\xff" * (length >> 15)).ljust(-(-length // 4096 // 64) * 8, b"\x01")
+        pages_at = -(-(bitmap_at + len(bitmap)) // align) * align
+        out += be32(1) + be64(4096) + be64(bitmap_at) + be64(pages_at)
+        out += bitmap + bytes(pages_at - bitmap_at - len(bitmap))
+        # What would be taken for records and sections, if anyone looked.
+        out += (RAM_EOS + footer(RAM_ID) + forged_cpu(7)).ljust(length, b"\x10")[:length]
+    return out
+
+
+def mapped_head(*, start: int = 0, align: int = 4096) -> bytes:
+    """Return the stream of a mapped-ram file, from its header to the end of RAM; its sections follow."""
+    head = FILE_HEADER + configuration(capabilities=["mapped-ram"]) + section_header(1, RAM_ID, "ram", 0, 4)
+    return (
+        head
+        + mapped_ram_setup(SHORT_BLOCKS, len(head), align=align, start=start)
+        + RAM_EOS
+        + footer(RAM_ID)
+        + section_part(RAM_ID, RAM_EOS)
+        + section_end(RAM_ID, RAM_EOS)
+    )
 
 
 def ram_page(offset: int, payload: bytes, block: str | None = None) -> bytes:
@@ -418,6 +457,8 @@ def details_of(event: AnyEvent) -> tuple[object, ...]:
             return (event.section_id,)
         case DeviceState():
             return (event.sections, event.vmdesc, event.early, event.packaged)
+        case MappedPages():
+            return (event.length,)
         case IterableData() | LateVmdesc() | PostcopyData():
             return ()
 
@@ -431,8 +472,8 @@ class Reading:
         seen: The events as copied when they came, the pieces of a body joined.
     """
 
-    def __init__(self, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> None:
-        self.parser = StreamParser(device_state_limit=device_state_limit)
+    def __init__(self, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, *, take_mapped_ram: bool = False) -> None:
+        self.parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=take_mapped_ram)
         self.events: list[AnyEvent] = []
         self.seen: list[Seen] = []
 

@@ -16,6 +16,7 @@ from formats.events import (
     DeviceState,
     IterableData,
     LateVmdesc,
+    MappedPages,
     SectionBegin,
     SectionFooter,
 )
@@ -47,8 +48,9 @@ _SHOWN = 16
 def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | None, device_state_limit: int) -> None:
     """Show what a captured stream holds: its sections with offsets and lengths, its vCPUs and their registers.
 
-    IN may be packed with xz, gzip, bzip2 or zstd, or be a libvirt save file; - is standard input. A section's length
-    counts its header and its footer. A broken stream is shown as far as it could be read.
+    IN may be packed with xz, gzip, bzip2 or zstd, or be a libvirt save file or a mapped-ram file, whose pages are not
+    read; - is standard input, and file:PATH,offset=N a stream within a file. A section's length counts its header and
+    its footer. A broken stream is shown as far as it could be read.
 
     \b
     Examples:
@@ -132,6 +134,9 @@ class _Contents:
                 )
             case IterableData() | SectionFooter():
                 self.sections[-1].length += len(event.raw)
+            case MappedPages():
+                self.length += event.length
+                self.sections[-1].length += event.length
             case DeviceState():
                 self._add_devices(event)
             case LateVmdesc():

@@ -3,7 +3,9 @@
 import click
 
 from proxy.cli.progress import progress_on
+from proxy.errors import RefusedError
 from proxy.files import open_stream
+from proxy.layout import holds_mapped_ram
 
 
 @click.command("replay")
@@ -46,6 +48,11 @@ def command(*, stream: str, destination: str, rate: float | None, as_json: bool)
 
     address = parse_address(destination)
     with open_stream(stream) as source, progress_on(stream, source) as progress:
+        if holds_mapped_ram(source):
+            raise RefusedError(
+                f"{stream}: this is a mapped-ram file, which no QEMU takes from a socket; have it load the file: "
+                "-incoming file:PATH, with the capability mapped-ram"
+            )
         report = trio.run(replay, source, address, None if rate is None else rate * (1 << 20), progress)
     if as_json:
         click.echo(report.as_json())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.errors import ConfigError, ProxyError
-from proxy.files import complete_file, open_stream
+from proxy.files import complete_file, file_and_offset, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +96,70 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
             assert stream.read() == CONTENT[:1000]
     finally:
         os.close(read_end)
+
+
+# --- where in a file
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "offset"),
+    [
+        ("guest", "guest", 0),
+        ("guest,offset=5", "guest,offset=5", 0),
+        ("file:guest", "guest", 0),
+        ("file:/a/b c:d", "/a/b c:d", 0),
+        ("./file:guest", "./file:guest", 0),
+        ("file:guest,offset=0", "guest", 0),
+        ("file:guest,offset=4096", "guest", 4096),
+        ("file:guest,offset=0x1000", "guest", 4096),
+        ("file:guest,offset=4096b", "guest", 4096),
+        ("file:guest,offset=4k", "guest", 4096),
+        ("file:guest,offset=3M", "guest", 3 << 20),
+        ("file:guest,offset=1G", "guest", 1 << 30),
+        ("file:guest,offset=2t", "guest", 2 << 40),
+    ],
+)
+def test_names_as_qemu_has_them(name: str, path: str, offset: int) -> None:
+    assert file_and_offset(name) == (path, offset)
+
+
+@pytest.mark.parametrize("offset", ["", "-1", "1.5M", "M", "4kk", "4 k", "0x", "1,offset=2", "\u0664"])
+def test_offsets_that_are_none(offset: str) -> None:
+    with pytest.raises(ConfigError, match="is no number of bytes, such as 4096"):
+        file_and_offset(f"file:guest,offset={offset}")
+
+
+@pytest.mark.parametrize("pack", [bytes, lzma.compress])
+def test_a_stream_within_a_file(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "stream").write_bytes(bytes(100) + pack(CONTENT))
+    with open_stream(f"file:{tmp_path / 'stream'},offset=100") as stream:
+        assert stream.read() == CONTENT
+        assert stream.start == (100 if pack is bytes else None)
+        assert stream.seekable() == (pack is bytes)
+
+
+def test_a_pipe_has_no_offset() -> None:
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    try:
+        with (
+            pytest.raises(ConfigError, match="what is no file has no offset"),
+            open_stream(f"file:/dev/fd/{read_end},offset=1"),
+        ):
+            pass
+    finally:
+        os.close(read_end)
+
+
+def test_what_is_half_rewritten_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "stream").write_bytes(CONTENT)
+    (tmp_path / "link").symlink_to("stream")
+    (tmp_path / "stream.unfinished").write_bytes(b"{}")
+    for name in (tmp_path / "stream", tmp_path / "link", f"file:{tmp_path / 'stream'},offset=1"):
+        with pytest.raises(ConfigError, match="a rewrite --in-place of it broke off"), open_stream(str(name)):
+            pass
+    with open_stream(str(tmp_path / "link"), update=True) as stream:
+        assert stream.read() == CONTENT
 
 
 # --- output
