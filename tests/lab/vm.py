@@ -14,6 +14,7 @@ import trio
 
 from tests.lab.guest import COUNTER_ADDRESS, LOAD_ADDRESS, MIDR_ADDRESS
 from tests.lab.process import Process, find_qemu
+from tests.lab.qemus import other_qemu
 from tests.lab.qmp import LabError, QmpClient, QmpClosedError
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ async def running_vm(
     *,
     name: str = "vm",
     binary: str = "qemu-system-aarch64",
+    qemu: str | None = None,
     machine: str = "virt-7.2",
     cpu: str | None = "cortex-a57",
     accel: str = "tcg",
@@ -288,6 +290,7 @@ async def running_vm(
     Args:
         name: what messages call it.
         binary: a QEMU system emulator, looked up in PATH.
+        qemu: a Debian release, one of `tests.lab.qemus.QEMUS`, whose QEMU to run in place of the one in PATH.
         machine: a versioned type, so that newer QEMUs load the stream as well.
         cpu: -cpu; None for the machine's default.
         accel: -accel.
@@ -300,9 +303,10 @@ async def running_vm(
 
     Raises:
         MissingQemuError: the binary is not installed.
+        ImageError: the other release's QEMU cannot be had.
         VmExitedError: QEMU refused its arguments.
     """
-    program = find_qemu(binary)
+    program = find_qemu(binary) if qemu is None else await trio.to_thread.run_sync(other_qemu, qemu, binary)
     arguments = vm_arguments(name, machine, cpu, accel, memory_mib, smp, incoming, paused=paused)
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
         directory = Path(folder)
