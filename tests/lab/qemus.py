@@ -31,6 +31,7 @@ _NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/
 # exec, so that signals and the descriptors that it inherits reach QEMU itself.
 _STARTER = """\
 #!/bin/sh
+export QEMU_MODULE_DIR={modules}
 exec {loader} --library-path {libraries} {program} -L {firmware} "$@"
 """
 
@@ -116,6 +117,7 @@ def _starter(root: Path, final: Path, binary: str) -> str:
     return _STARTER.format(
         loader=shlex.quote(str(final / loaders[0].relative_to(root))),
         libraries=shlex.quote(libraries),
+        modules=shlex.quote(str(final / "usr/lib" / triplet / "qemu")),
         program=shlex.quote(str(final / "usr/bin" / binary)),
         firmware=shlex.quote(str(final / "usr/share/qemu")),
     )
