@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from formats.iterable import IterableReader
 
 _DEFAULT_PAGE_BITS: Final = 12
+_PAGE_BITS_OF: Final = {"virt-2.6": 10, "virt-2.7": 10}
+"""Arm machines with pages of 1 KiB, the least that Arm has, which go without saying (QEMU `hw/arm/virt.c`:
+`virt_machine_2_7_options`; `migration/savevm.c`: `vmstate_target_page_bits_needed`)."""
 
 _ADVISE: Final = Struct(">QQ")
 _LENGTH: Final = Struct(">I")
@@ -356,9 +359,9 @@ class StreamParser:
                 raise UnsupportedFeatureError(
                     f"capability {name} is not supported", offset=self._offset, advice=REFUSED_CAPABILITIES[name]
                 )
-        self._page_bits = page_bits or _DEFAULT_PAGE_BITS
         self._capabilities = tuple(str(name) for name in names)
         self.machine = machine.decode("ascii", "backslashreplace")
+        self._page_bits = page_bits or _PAGE_BITS_OF.get(self.machine, _DEFAULT_PAGE_BITS)
         self._state = State.RECORD
         return Configuration(
             *self._take(size), machine=self.machine, page_bits=page_bits, capabilities=self._capabilities, uuid=uuid

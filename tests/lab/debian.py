@@ -1,4 +1,4 @@
-"""arm64 packages from the Debian mirror that this machine uses, without touching the machine's own apt state.
+"""Packages from the Debian mirror that this machine uses, without touching the machine's own apt state.
 
 ImageError (a LabError): what is missing, and what to do about it.
 """
@@ -31,8 +31,8 @@ _CONFIGURATION = """\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
-APT::Architecture "arm64";
-APT::Architectures {{ "arm64"; }};
+APT::Architecture "{architecture}";
+APT::Architectures {{ "{architecture}"; }};
 APT::Install-Recommends "false";
 APT::Sandbox::User "";
 APT::Update::Error-Mode "any";
@@ -58,25 +58,22 @@ Signed-By: {keyring}
 
 
 class ImageError(LabError):
-    """An image of an arm64 host cannot be built here."""
+    """An image of an arm64 host, or a QEMU of another Debian release, cannot be had here."""
 
 
-def download_packages(suite: str, packages: Sequence[str], folder: Path) -> list[Path]:
-    """Download packages for arm64 with all that they depend on, and return the .deb files.
+def download_packages(suite: str, packages: Sequence[str], folder: Path, architecture: str = "arm64") -> list[Path]:
+    """Download packages with all that they depend on, and return the .deb files.
 
     Args:
         suite: Debian release, such as "trixie".
         packages: their names.
         folder: absolute; keeps what was downloaded for the next time.
+        architecture: Debian's name of it.
 
     Raises:
         ImageError: a tool, a mirror, the network or a package is missing.
     """
-    for tool in "apt-get", "dpkg-deb":
-        if shutil.which(tool) is None:
-            raise ImageError(
-                f"{tool} is not installed: host images are built from Debian packages, on Debian or Ubuntu"
-            )
+    _require("apt-get", "dpkg-deb")
     keyring = next((path for path in _KEYRINGS if path.exists()), None)
     if keyring is None:
         raise ImageError(f"{_KEYRINGS[0]} is missing: apt-get install debian-archive-keyring")
@@ -86,11 +83,27 @@ def download_packages(suite: str, packages: Sequence[str], folder: Path) -> list
     (folder / "status").write_bytes(b"")
     (folder / "lab.sources").write_text(_SOURCES.format(mirror=_mirror(), suite=suite, keyring=keyring))
     configuration = folder / "apt.conf"
-    configuration.write_text(_CONFIGURATION.format(folder=folder))
+    configuration.write_text(_CONFIGURATION.format(folder=folder, architecture=architecture))
     _apt(configuration, "update")
     _apt(configuration, "autoclean")  # what is left in archives/ is what the mirror has today
     _apt(configuration, "install", "--yes", "--download-only", *packages)
     return sorted(archives.glob("*.deb"))
+
+
+def own_architecture() -> str:
+    """Return Debian's name of this machine's architecture, such as "amd64".
+
+    Raises:
+        ImageError: this is neither Debian nor Ubuntu.
+    """
+    _require("dpkg")
+    return subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _require(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise ImageError(f"{tool} is not installed: this is built from Debian packages, on Debian or Ubuntu")
 
 
 def _mirror() -> str:

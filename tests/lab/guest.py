@@ -1,5 +1,7 @@
 """Bare-metal guests for `-M virt`: flat images, loaded at LOAD_ADDRESS, entered there at EL1 with the MMU off.
 
+One is firmware for x86 machines.
+
 RAM of the virt machine starts at 0x40000000. QEMU keeps up to 1 MiB of device tree at its start, so that the image
 goes above it (a lower address fails with "Some ROM regions are overlapping").
 """
@@ -19,6 +21,9 @@ MIDR_ADDRESS = COUNTER_ADDRESS + 8
 
 TOUCHED_ADDRESS = 0x4040_0000
 """The first of the pages that `touch_pages` fills."""
+
+X86_COUNTER_ADDRESS = 0x1_0000
+"""Where `x86_counter_guest` counts."""
 
 E1000_ARGS = ("-device", "e1000,addr=1,romfile=,mac=52:54:00:12:34:56")
 """QEMU arguments that `hostile_guest` needs, on both sides of a migration."""
@@ -40,7 +45,7 @@ _E1000_PACKET_BUFFER = 0x1_0000  # PBM of hw/net/e1000_regs.h, in bytes from BAR
 _PAYLOAD_ADDRESS = LOAD_ADDRESS + _PAGE  # the table follows the code in the image
 
 
-def counter_guest(touch_pages: int = 0, lap_bits: int = 23) -> bytes:
+def counter_guest(touch_pages: int = 0, lap_bits: int = 23, *, dirty: bool = False) -> bytes:
     """Make a guest that counts for ever.
 
     It stops for good when the counter in RAM and its copy in a register disagree, so that a counter that goes on
@@ -49,10 +54,11 @@ def counter_guest(touch_pages: int = 0, lap_bits: int = 23) -> bytes:
     Args:
         touch_pages: 4 KiB pages to make non-zero first, each different, from TOUCHED_ADDRESS on.
         lap_bits: one character goes to the PL011 each 2**lap_bits increments.
+        dirty: write the counter into each of these pages at every lap, so that a migration has to send them again.
     """
     program = Program()
     _touch(program, touch_pages)
-    _count_for_ever(program, lap_bits)
+    _count_for_ever(program, lap_bits, touch_pages if dirty else 0)
     return program.assemble()
 
 
@@ -80,6 +86,29 @@ def hostile_guest(payload: bytes, lap_bits: int = 23) -> bytes:
     code = program.assemble()
     assert len(code) <= _PAYLOAD_ADDRESS - LOAD_ADDRESS
     return code.ljust(_PAYLOAD_ADDRESS - LOAD_ADDRESS, b"\0") + b"".join(w.to_bytes(4, "little") for w in words)
+
+
+def x86_counter_guest() -> bytes:
+    """Make a guest for x86 machines that counts for ever at X86_COUNTER_ADDRESS: firmware of 64 KiB, for -bios.
+
+    It stays in real mode, from the reset vector on (Intel SDM volume 3, 10.1.4), and stops for good when the counter
+    in RAM (32 bits) and its copy in a register disagree.
+    """
+    setup = bytes.fromhex("fa b80010 8ed8 6631c0 66a30000")  # cli; ds = 0x1000; eax = 0; [0] = eax
+    count = bytes.fromhex(
+        "663b060000"  # count: cmp eax, [0]
+        "750d"  # jne broken
+        "6640"  # inc eax
+        "66a30000"  # mov [0], eax
+        "b9e803"  # mov cx, 1000: 32 bits have to do for hours
+        "e2fe"  # loop to itself
+        "ebec"  # jmp count
+        "f4"  # broken: hlt
+        "ebfd"  # jmp broken
+    )
+    reset = bytes.fromhex("e90d00")  # jmp from 0xfff0 to 0x0000 of the segment
+    code = (setup + count).ljust(0xFFF0, b"\xf4")
+    return (code + reset).ljust(0x1_0000, b"\xf4")
 
 
 def _touch(program: Program, pages: int) -> None:
@@ -120,7 +149,20 @@ def _copy_words(program: Program, source: int, destination: int, words: int) -> 
     program.cbnz(left, "copy")
 
 
-def _count_for_ever(program: Program, lap_bits: int) -> None:
+def _dirty(program: Program, pages: int, value: int) -> None:
+    if not pages:
+        return
+    address, left = 6, 7
+    program.mov(address, TOUCHED_ADDRESS)
+    program.mov(left, pages)
+    program.label("dirty")
+    program.str_(value, address)
+    program.add(address, address, _PAGE)
+    program.subs(left, left, 1)
+    program.cbnz(left, "dirty")
+
+
+def _count_for_ever(program: Program, lap_bits: int, dirty_pages: int = 0) -> None:
     base, uart, expected, seen, left, value = 0, 1, 2, 3, 4, 5
     program.mov(base, COUNTER_ADDRESS)
     program.mov(uart, _PL011)
@@ -134,6 +176,7 @@ def _count_for_ever(program: Program, lap_bits: int) -> None:
     program.str_(value, base, MIDR_ADDRESS - COUNTER_ADDRESS)
     program.mov(value, ord("."))
     program.str_w(value, uart)
+    _dirty(program, dirty_pages, expected)
     program.mov(left, 1 << lap_bits)
 
     program.label("count")

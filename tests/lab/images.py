@@ -5,32 +5,25 @@ They are built once, without root, into a cache folder outside the tree, and bui
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import lzma
-import os
-import posixpath
 import re
-import shutil
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.lab.cache import cache_folder, locked, remove_older
 from tests.lab.cpio import Entry, Executable, File, Symlink, write_cpio
 from tests.lab.debian import ImageError, download_packages
 from tests.lab.packages import read_packages, resolve, with_dependencies
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 SUITES = {"bookworm": "Linux 6.1, QEMU 7.2", "trixie": "Linux 6.12, QEMU 10.0"}
 """Debian releases that hosts run, and what that brings."""
-
-CACHE_VARIABLE = "VMSTATE_PROXY_LAB_CACHE"
-"""Environment variable: the folder that images are kept in."""
 
 _HERE = Path(__file__).parent
 _RECIPE = ("images.py", "packages.py", "cpio.py", "elf.py", "agent.py")
@@ -92,13 +85,13 @@ def host_image(suite: str, tell: Callable[[str], None] = lambda _: None) -> Host
     """
     if suite not in SUITES:
         raise ImageError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
-    cache = _cache_folder()
+    cache = cache_folder()
     folder = cache / f"{suite}-{_recipe_version()}"
     image = HostImage(suite, folder / "Image", folder / "initrd.gz")
     if folder.exists():
         return image
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{suite}.lock"):
+    with locked(cache / f"{suite}.lock"):
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=cache, prefix=f".{suite}-") as scratch:
                 built = Path(scratch) / "image"
@@ -107,7 +100,7 @@ def host_image(suite: str, tell: Callable[[str], None] = lambda _: None) -> Host
                 built.rename(folder)  # there in whole, or not at all
             size = sum(path.stat().st_size for path in folder.iterdir())
             tell(f"{suite}: done, {size >> 20} MiB in {folder}")
-            _remove_older(cache, suite, folder)
+            remove_older(cache, suite, folder)
     return image
 
 
@@ -174,25 +167,3 @@ def _recipe_version() -> str:
     for name in _RECIPE:
         digest.update((_HERE / name).read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get(CACHE_VARIABLE):
-        return Path(folder).absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or posixpath.expanduser("~/.cache")
-    return Path(base).absolute() / "vmstate-proxy" / "lab"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_older(cache: Path, suite: str, newest: Path) -> None:
-    """Keep the images of the last two recipes: a QEMU that boots has read its image, a checkout may lag behind."""
-    images = [path for path in cache.glob(f"{suite}-*") if re.fullmatch(rf"{suite}-[0-9a-f]{{12}}", path.name)]
-    others = sorted((path for path in images if path != newest), key=lambda path: path.stat().st_mtime)
-    for path in others[:-1]:
-        shutil.rmtree(path, ignore_errors=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from tests.lab.guest import COUNTER_ADDRESS, LOAD_ADDRESS, MIDR_ADDRESS
+from tests.lab.guest import COUNTER_ADDRESS, LOAD_ADDRESS, MIDR_ADDRESS, X86_COUNTER_ADDRESS
 from tests.lab.process import Process, find_qemu
+from tests.lab.qemus import other_qemu
 from tests.lab.qmp import LabError, QmpClient, QmpClosedError
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class VmExitedError(LabError):
     """QEMU is gone: the message holds its return code and its stderr.
 
     Attributes:
+        name: which one.
         returncode: exit status, or minus a signal.
         stderr: what QEMU said.
     """
 
     def __init__(self, name: str, returncode: int, stderr: str) -> None:
         super().__init__(f"{name}: QEMU exited with {returncode}: {stderr.strip() or '(nothing on stderr)'}")
+        self.name = name
         self.returncode = returncode
         self.stderr = stderr
 
@@ -93,8 +96,9 @@ class LocalProcess(Process):
 class Vm:
     """One running QEMU. Get it from `running_vm`, or from `tests.lab.host.Host.guest`."""
 
-    def __init__(self, name: str, process: VmProcess, qmp: QmpClient) -> None:
+    def __init__(self, name: str, process: VmProcess, qmp: QmpClient, counter_address: int = COUNTER_ADDRESS) -> None:
         self.name = name
+        self._counter_address = counter_address
         self._process = process
         self._qmp = qmp
 
@@ -172,7 +176,7 @@ class Vm:
 
     async def counter(self) -> int:
         """Read the guest's counter."""
-        return await self.read_u64(COUNTER_ADDRESS)
+        return await self.read_u64(self._counter_address)
 
     async def midr(self) -> int:
         """Read the processor id (MIDR_EL1) that the guest last saw."""
@@ -273,12 +277,14 @@ async def running_vm(
     *,
     name: str = "vm",
     binary: str = "qemu-system-aarch64",
+    qemu: str | None = None,
     machine: str = "virt-7.2",
     cpu: str | None = "cortex-a57",
     accel: str = "tcg",
     memory_mib: int = 64,
     smp: int = 1,
     guest: bytes | None = None,
+    bios: bytes | None = None,
     incoming: str | None = None,
     paused: bool = False,
     extra: Sequence[str] = (),
@@ -288,21 +294,24 @@ async def running_vm(
     Args:
         name: what messages call it.
         binary: a QEMU system emulator, looked up in PATH.
+        qemu: a Debian release, one of `tests.lab.qemus.QEMUS`, whose QEMU to run in place of the one in PATH.
         machine: a versioned type, so that newer QEMUs load the stream as well.
         cpu: -cpu; None for the machine's default.
         accel: -accel.
         memory_mib: RAM in MiB.
         smp: number of vCPUs; the guests use the first one only.
         guest: an image from `tests.lab.guest`, entered at LOAD_ADDRESS; a destination needs none.
+        bios: -bios, on both sides: `tests.lab.guest.x86_counter_guest`.
         incoming: -incoming; "tcp:127.0.0.1:0" (ask `Vm.incoming_port`), or "defer" (call `Vm.listen`).
         paused: -S.
         extra: further arguments.
 
     Raises:
         MissingQemuError: the binary is not installed.
+        ImageError: the other release's QEMU cannot be had.
         VmExitedError: QEMU refused its arguments.
     """
-    program = find_qemu(binary)
+    program = find_qemu(binary) if qemu is None else await trio.to_thread.run_sync(other_qemu, qemu, binary)
     arguments = vm_arguments(name, machine, cpu, accel, memory_mib, smp, incoming, paused=paused)
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
         directory = Path(folder)
@@ -311,7 +320,12 @@ async def running_vm(
             image = directory / "guest.bin"
             image.write_bytes(guest)
             arguments += loader_arguments(str(image))
-        async with _started(name, [program, *arguments, *extra], directory) as vm:
+        if bios is not None:
+            firmware = directory / "bios.bin"
+            firmware.write_bytes(bios)
+            arguments += ["-bios", str(firmware)]
+        address = COUNTER_ADDRESS if bios is None else X86_COUNTER_ADDRESS
+        async with _started(name, [program, *arguments, *extra], directory, address) as vm:
             yield vm
 
 
@@ -344,7 +358,7 @@ def loader_arguments(path: str) -> list[str]:
 
 
 @asynccontextmanager
-async def _started(name: str, command: Sequence[str], directory: Path) -> AsyncIterator[Vm]:
+async def _started(name: str, command: Sequence[str], directory: Path, counter_address: int) -> AsyncIterator[Vm]:
     """Start QEMU with a QMP monitor on a socket pair: nothing to poll for, and end of file when QEMU dies."""
     ours, theirs = socket.socketpair()
     with ours:
@@ -353,7 +367,7 @@ async def _started(name: str, command: Sequence[str], directory: Path) -> AsyncI
             process = LocalProcess([*command, *monitor], directory, [theirs.fileno()])
         try:
             client = QmpClient(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
-            vm = Vm(name, process, client)
+            vm = Vm(name, process, client, counter_address)
             try:
                 with trio.fail_after(_START_TIMEOUT):
                     await client.negotiate()
