@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.multifd import is_channel
-from proxy.errors import ExitCode
+from proxy.errors import ExitCode, RefusedError
 from proxy.listening import Listener, listen
 from proxy.session import Session, SessionConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from proxy.address import Address
     from proxy.connection import Connection
@@ -50,7 +50,7 @@ class Relay:
     _sessions: list[Session] = field(default_factory=list)
     _arrived: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, address: "Address") -> ExitCode:
+    async def run(self, *addresses: "Address") -> ExitCode:
         """Listen, and serve until told to stop.
 
         The first SIGTERM or SIGINT ends the listening and lets the migrations under way end; a second one resets them.
@@ -60,10 +60,10 @@ class Relay:
             migrations were reset.
 
         Raises:
-            ConfigError: The address cannot be listened on.
+            ConfigError: An address cannot be listened on.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            listeners = await listen(address)
+            listeners = await self._listen(addresses)
             for listener in listeners:
                 self.say(f"listening on {listener.name}, for {self.config.route}")
             async with trio.open_nursery() as nursery:
@@ -79,6 +79,18 @@ class Relay:
         self._draining.set()
         for scope in self._silent:
             scope.cancel()
+
+    async def _listen(self, addresses: "Iterable[Address]") -> list[Listener]:
+        listeners: list[Listener] = []
+        try:
+            for address in addresses:
+                listeners += await listen(address)
+            self.config.route.prepare(listeners)
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        return listeners
 
     async def _accept(self, listener: Listener, sessions: trio.Nursery) -> None:
         with trio.CancelScope() as scope:
@@ -104,47 +116,57 @@ class Relay:
         scope.cancel()
 
     async def _serve(self, source: "Connection") -> None:
-        session = Session(self.config, source)
-        if not await self._has_begun(session, source):
+        try:
+            session = Session(self.config, source)
+            if not await self._has_begun(session, source):
+                return
+            self.config.route.check_not_own(source)
+        except RefusedError as error:
+            self.say(f"{source.name} is refused: {error}")
+            source.reset()
             return
         if is_channel(session.opening):
-            await self._serve_channel(source, bytes(session.opening))
+            await self._serve_channel(source, session)
             return
         if self.once and self._begun:
             source.reset()
             return
         self._begun += 1
         number, started = self._begun, trio.current_time()
-        self.say(f"migration {number}: from {source.name}")
+        self.say(f"migration {number}: from {source.name} to {session.key[1]}")
         self._sessions.append(session)
         self._arrived.set()
+        self._arrived = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, number, session.report)
             try:
                 await session.run()
             finally:
                 self._sessions.remove(session)
-                if not self._sessions:
-                    self._arrived = trio.Event()
                 nursery.cancel_scope.cancel()
                 self._end(number, session.report, trio.current_time() - started)
                 if self.once:
                     self.stop()
 
-    async def _serve_channel(self, source: "Connection", opening: bytes) -> None:
-        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
+    async def _serve_channel(self, source: "Connection", channel: Session) -> None:
+        """Carry a multifd channel of the newest migration from the same source's host to the same destination.
+
+        The destination takes it after the main channel only.
+        """
         session: Session | None = None
         with trio.move_on_after(_CHANNEL_WAIT):
-            while not self._sessions:
+            while (newest := self._newest(channel.key)) is None:
                 await self._arrived.wait()
-            newest = self._sessions[-1]
             await newest.dialled.wait()
             session = newest
         if session is None:
             self.say(f"{source.name}: a multifd channel without its migration")
             source.reset()
             return
-        await session.carry_channel(source, opening)
+        await session.carry_channel(source, bytes(channel.opening))
+
+    def _newest(self, key: tuple[str, str]) -> Session | None:
+        return next((session for session in reversed(self._sessions) if session.key == key), None)
 
     async def _has_begun(self, session: Session, source: "Connection") -> bool:
         """Wait until a migration begins on a connection; when no more are taken, those that said nothing are closed."""

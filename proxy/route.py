@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.dialling import dial
+from proxy.transparent import Redirection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.address import Address
     from proxy.connection import Connection
+    from proxy.listening import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,18 +19,49 @@ class Route:
     """How the destination is reached.
 
     Attributes:
-        destination: Where it listens.
+        destination: Where it listens; or how to learn that from each connection, where these are redirected.
     """
 
-    destination: "Address"
+    destination: "Address | Redirection"
 
     def __str__(self) -> str:
-        return f"the destination at {self.destination}"
+        return str(self.destination) if self._redirection else f"the destination at {self.destination}"
 
-    def destination_of(self, _source: "Connection") -> "Address":
-        """Return where a source's connection goes on to."""
+    @property
+    def _redirection(self) -> Redirection | None:
+        return self.destination if isinstance(self.destination, Redirection) else None
+
+    def prepare(self, listeners: "Iterable[Listener]") -> None:
+        """Make what listens fit for this route, before the first connection.
+
+        Raises:
+            ConfigError: It cannot be.
+        """
+        if self._redirection:
+            self._redirection.prepare(listeners)
+
+    def destination_of(self, source: "Connection") -> "Address":
+        """Return where a source's connection goes on to.
+
+        Raises:
+            RefusedError: It may go nowhere.
+        """
+        if isinstance(self.destination, Redirection):
+            return self.destination.destination_of(source)
         return self.destination
+
+    def check_not_own(self, source: "Connection") -> None:
+        """See that a connection that has begun to speak is not one that this route made itself.
+
+        Raises:
+            RefusedError: It is.
+        """
+        if self._redirection:
+            self._redirection.check_not_own(source)
 
     async def dial(self, address: "Address") -> "Connection":
         """Connect to the destination; see `proxy.dialling.dial`."""
-        return await dial(address)
+        connection = await dial(address, mark=self._redirection.mark if self._redirection else None)
+        if self._redirection:
+            self._redirection.add_dialled(connection)
+        return connection

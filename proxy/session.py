@@ -56,6 +56,8 @@ class Session:
 
     However it ends, both connections are closed: cleanly when both peers ended cleanly, with a reset otherwise.
 
+    Raises RefusedError when the connection may go nowhere; see `Route.destination_of`.
+
     Attributes:
         dialled: Set when the main channel has reached the destination; other channels may follow then.
     """
@@ -79,6 +81,11 @@ class Session:
         self._destination_ended = False
         self._buffer = memoryview(bytearray(_BUFFER))
         self._received: int | None = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the connections of one migration have in common: the source's host, and where they go on to."""
+        return self._source.host, str(self._address)
 
     @property
     def report(self) -> Report:

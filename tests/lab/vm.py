@@ -19,6 +19,8 @@ from tests.lab.qmp import LabError, QmpClient, QmpClosedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from tests.lab.netns import Namespace
+
 _START_TIMEOUT = 20.0
 _POLL = 0.02
 _FINAL = frozenset({"completed", "failed", "cancelled", "postcopy-paused"})
@@ -282,6 +284,7 @@ async def running_vm(
     incoming: str | None = None,
     paused: bool = False,
     extra: Sequence[str] = (),
+    namespace: Namespace | None = None,
 ) -> AsyncIterator[Vm]:
     """Run a QEMU for the length of an `async with`: killed at its end, its directory removed.
 
@@ -297,6 +300,7 @@ async def running_vm(
         incoming: -incoming; "tcp:127.0.0.1:0" (ask `Vm.incoming_port`), or "defer" (call `Vm.listen`).
         paused: -S.
         extra: further arguments.
+        namespace: the network namespace that it runs in; None for this machine's own.
 
     Raises:
         MissingQemuError: the binary is not installed.
@@ -311,7 +315,8 @@ async def running_vm(
             image = directory / "guest.bin"
             image.write_bytes(guest)
             arguments += loader_arguments(str(image))
-        async with _started(name, [program, *arguments, *extra], directory) as vm:
+        command = [program, *arguments, *extra]
+        async with _started(name, namespace.command(*command) if namespace else command, directory) as vm:
             yield vm
 
 
