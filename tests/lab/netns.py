@@ -31,6 +31,9 @@ _PROGRAMS = {
 }
 _START_TIMEOUT = 20.0
 _POLL = 0.01
+_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+"""Debian's users do not look where programs for administrators are."""
+
 _MORTAL = ("setpriv", "--pdeathsig", "KILL")
 """A change of user namespace makes the kernel forget that a process dies with its parent."""
 
@@ -57,8 +60,13 @@ class Namespace:
         Raises:
             LabError: It ended with an error.
         """
+        program = shutil.which(words[0], path=_PATH) or words[0]
         done = await trio.run_process(
-            self.command(*words), stdin=text.encode(), capture_stdout=True, capture_stderr=True, check=False
+            self.command(program, *words[1:]),
+            stdin=text.encode(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
         )
         output = (done.stdout + done.stderr).decode(errors="replace")
         if done.returncode:
@@ -70,7 +78,7 @@ class Namespace:
 async def namespaces(count: int) -> AsyncIterator[list[Namespace]]:
     """Make network namespaces, each with its loopback up, for the length of an `async with`."""
     for program, package in _PROGRAMS.items():
-        if shutil.which(program) is None:
+        if shutil.which(program, path=_PATH) is None:
             raise LabError(f"{program} is not installed; on Debian or Ubuntu: apt-get install {package}")
     async with AsyncExitStack() as stack:
         holder: int | None = None

@@ -131,7 +131,8 @@ async def test_a_router_between_the_hosts_redirects(tmp_path: Path, family: int,
     async with namespaces(3) as (one, router, other):
         await join(one, cidr(SOURCE), router, cidr(DESTINATION))
         await join(router, ["10.78.0.1/24", "fd78::1/64"], other, cidr(BEHIND))
-        await router.run("sysctl", "-q", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        for switch in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            await router.run("sh", "-c", f"echo 1 > /proc/sys/net/{switch}")
         for host, gateway in ((one, DESTINATION), (other, {4: "10.78.0.1", 6: "fd78::1"})):
             for address in gateway.values():
                 await host.run("ip", "route", "add", "default", "via", address)
@@ -162,10 +163,11 @@ async def test_two_migrations_at_once_keep_their_channels_and_their_ways(tmp_pat
     profile = await learn(tmp_path, "cortex-a72")
     parameters = {"multifd-channels": 3}
     way = WAYS["redirect"]
+    again = await rules(*way.listen)
     async with (
         two_hosts() as hosts,
         running_vm(name="source1", guest=counter_guest(touch_pages=3000), namespace=hosts.source) as source1,
-        running_vm(name="source2", guest=counter_guest(touch_pages=1000), namespace=hosts.source) as source2,
+        running_vm(name="source2", guest=counter_guest(touch_pages=3000), namespace=hosts.source) as source2,
         running_vm(name="one", cpu="cortex-a72", incoming="defer", namespace=hosts.destination) as destination1,
         running_vm(name="two", cpu="cortex-a72", incoming="defer", namespace=hosts.destination) as destination2,
         proxy_at(only(hosts.destination, "net_admin"), way, "--host", profile, *REPAIR) as proxy,
@@ -175,12 +177,12 @@ async def test_two_migrations_at_once_keep_their_channels_and_their_ways(tmp_pat
             await destination.listen(f"tcp:[::]:{port}", MULTIFD, parameters)
             await source.wait_counter_moves()
         for source, _, port in pairs:
-            slow = {"max-bandwidth": 4 << 20, **parameters}
+            slow = {"max-bandwidth": 1 << 20, **parameters}
             await source.migrate(uri(DESTINATION, 4, port), capabilities=MULTIFD, parameters=slow)
         for number, (_, _, port) in enumerate(pairs, 1):
             await proxy.wait_text(f" to {uri(DESTINATION, 4, port)}\n")
             assert f"migration {number}: from" in proxy.text()
-        await hosts.destination.run("nft", "-f", "-", text=await rules(*way.listen))
+        await hosts.destination.run("nft", "-f", "-", text=again)
         assert not proxy.reports()
         for source, _, _ in pairs:
             await source.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
