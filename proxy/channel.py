@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from proxy.errors import PeerError
-from proxy.pumps import together
+from proxy.pumps import pass_on, together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.connection import Connection
 
-_BUFFER: Final = 1 << 20
 _PATIENCE: Final = 5.0
 """Seconds between the end of a channel and that of the main one; the two may overtake each other on the way."""
 
@@ -60,9 +59,7 @@ class Channel:
             self._scope.cancel()
 
     async def _pump(self, here: "Connection", there: "Connection") -> None:
-        with memoryview(bytearray(_BUFFER)) as buffer:
-            while length := await here.receive(buffer):
-                await there.send(buffer[:length])
+        await pass_on(here, there)
         with trio.move_on_after(_PATIENCE):
             await self._main_is_complete.wait()
         if not self._main_is_complete.is_set():

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.multifd import is_channel
-from proxy.errors import ExitCode, RefusedError
+from proxy.errors import ExitCode, PeerError, RefusedError
 from proxy.listening import Listener, listen
+from proxy.server_first import carry, destination_speaks_first, stays_silent
 from proxy.session import Session, SessionConfig
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ class Relay:
     async def _serve(self, source: "Connection") -> None:
         try:
             session = Session(self.config, source)
+            if self.config.route.redirects and await self._is_no_migration(session, source):
+                return
             if not await self._has_begun(session, source):
                 return
             self.config.route.check_not_own(source)
@@ -125,11 +128,15 @@ class Relay:
             self.say(f"{source.name} is refused: {error}")
             source.reset()
             return
+        except PeerError as error:
+            self.say(f"{source.name}: {error}")
+            source.reset()
+            return
         if is_channel(session.opening):
             await self._serve_channel(source, session)
             return
         if self.once and self._begun:
-            source.reset()
+            session.reject()
             return
         self._begun += 1
         number, started = self._begun, trio.current_time()
@@ -161,12 +168,39 @@ class Relay:
             session = newest
         if session is None:
             self.say(f"{source.name}: a multifd channel without its migration")
-            source.reset()
+            channel.reject()
             return
-        await session.carry_channel(source, bytes(channel.opening))
+        await session.carry_channel(source, bytes(channel.opening), channel.dial)
 
     def _newest(self, key: tuple[str, str]) -> Session | None:
         return next((session for session in reversed(self._sessions) if session.key == key), None)
+
+    async def _is_no_migration(self, session: Session, source: "Connection") -> bool:
+        """Carry a redirected connection on which the destination speaks first; see `proxy.server_first`.
+
+        A connection of a migration, which is left to the caller, comes back with what was dialled meanwhile, if it was.
+        """
+        destination: Connection | None = None
+        with trio.CancelScope() as scope:
+            self._silent.add(scope)
+            try:
+                if self._draining.is_set():
+                    scope.cancel()
+                if not await stays_silent(source):
+                    return False
+                self.config.route.check_not_own(source)
+                destination = await session.dial()
+                session.take(destination)
+                if not await destination_speaks_first(source, destination):
+                    return False
+            finally:
+                self._silent.discard(scope)
+        if scope.cancelled_caught or destination is None:
+            session.reject()
+            return True
+        self.say(f"{source.name}: no migration, the destination speaks first; passed on as it is to {session.key[1]}")
+        await carry(source, destination)
+        return True
 
     async def _has_begun(self, session: Session, source: "Connection") -> bool:
         """Wait until a migration begins on a connection; when no more are taken, those that said nothing are closed."""
@@ -182,7 +216,7 @@ class Relay:
                     return True
             finally:
                 self._silent.discard(scope)
-        source.reset()
+        session.reject()
         return False
 
     async def _tell_progress(self, number: int, report: "Report") -> None:

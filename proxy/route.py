@@ -31,6 +31,11 @@ class Route:
     def _redirection(self) -> Redirection | None:
         return self.destination if isinstance(self.destination, Redirection) else None
 
+    @property
+    def redirects(self) -> bool:
+        """Whether connections come that were meant for the destination, whatever they are."""
+        return self._redirection is not None
+
     def prepare(self, listeners: "Iterable[Listener]") -> None:
         """Make what listens fit for this route, before the first connection.
 

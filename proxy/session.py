@@ -18,6 +18,8 @@ from proxy.rewriter import Rewriter
 from proxy.route import Route
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from formats.events import Raw
     from proxy.connection import Connection
 
@@ -67,6 +69,7 @@ class Session:
         self._config = config
         self._source = source
         self._address = config.route.destination_of(source)
+        self._made: Connection | None = None
         self._rewriter = Rewriter(
             config.judge,
             live=True,
@@ -97,9 +100,11 @@ class Session:
         """What the source sent first, once `wait_begin` has returned True."""
         return self._buffer[: self._received or 0]
 
-    async def carry_channel(self, source: "Connection", opening: bytes) -> None:
+    async def carry_channel(
+        self, source: "Connection", opening: bytes, dial: "Callable[[], Awaitable[Connection]]"
+    ) -> None:
         """Carry a multifd channel of this migration to its end; if it is lost, so is the migration."""
-        channel = Channel(self._dial, source, self._all_sent)
+        channel = Channel(dial, source, self._all_sent)
         self._channels.add(channel)
         self.report.channels += 1
         try:
@@ -130,7 +135,7 @@ class Session:
         clean = False
         try:
             pieces = await self._beginning()
-            destination = await self._dial()
+            destination = await self.dial()
             self.dialled.set()
             await self._pump(destination, pieces)
             clean = True
@@ -156,8 +161,24 @@ class Session:
                 else:
                     connection.reset()
 
-    async def _dial(self) -> "Connection":
-        return await self._config.route.dial(self._address)
+    def take(self, destination: "Connection") -> None:
+        """Take a connection to the destination that has been made already, in place of the first that would be."""
+        self._made = destination
+
+    def reject(self) -> None:
+        """Reset the source's connection, and what was made for it: nothing becomes of them."""
+        self._source.reset()
+        if self._made is not None:
+            self._made.reset()
+
+    async def dial(self) -> "Connection":
+        """Connect to the destination.
+
+        Raises:
+            PeerError: It cannot be reached.
+        """
+        made, self._made = self._made, None
+        return made or await self._config.route.dial(self._address)
 
     async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""

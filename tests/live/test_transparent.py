@@ -270,3 +270,55 @@ async def talk(host: Namespace, address: str, port: int) -> str:
     )
     with trio.fail_after(20):
         return (await host.run("python3", "-c", program)).strip()
+
+
+async def test_a_guest_moves_with_its_disk(tmp_path: Path) -> None:
+    """As libvirt does it: its disk over NBD, to a port of the same range, and then the guest."""
+    profile = await learn(tmp_path, "cortex-a72")
+    old, new = tmp_path / "old", tmp_path / "new"
+    content = bytes(range(256)) * 32768
+    old.write_bytes(content)
+    new.write_bytes(bytes(len(content)))
+    async with (
+        two_hosts() as hosts,
+        running_vm(name="source", guest=counter_guest(), extra=disk_args(old), namespace=hosts.source) as source,
+        running_vm(
+            name="destination",
+            cpu="cortex-a72",
+            incoming="tcp:0.0.0.0:49152",
+            extra=disk_args(new),
+            namespace=hosts.destination,
+        ) as destination,
+        proxy_at(hosts.destination, WAYS["redirect"], "--host", profile, *REPAIR, "--once") as proxy,
+    ):
+        await source.wait_counter_moves()
+        inet = {"type": "inet", "data": {"host": "0.0.0.0", "port": "49153"}}
+        await destination.qmp("nbd-server-start", addr=inet)
+        await destination.qmp("nbd-server-add", device="disk", writable=True)
+        target = {"type": "inet", "host": DESTINATION[4], "port": "49153"}
+        await source.qmp("blockdev-add", driver="nbd", node_name="far", server=target, export="disk")
+        await source.qmp("blockdev-mirror", job_id="copy", device="disk", target="far", sync="full")
+        with trio.fail_after(MIGRATION_LIMIT):
+            while not all(job["ready"] for job in await source.qmp("query-block-jobs")):
+                await trio.sleep(0.02)
+        await source.qmp("block-job-cancel", device="copy")
+        with trio.fail_after(MIGRATION_LIMIT):
+            while await source.qmp("query-block-jobs"):
+                await trio.sleep(0.02)
+        await source.qmp("blockdev-del", node_name="far")
+        await source.migrate(uri(DESTINATION, 4))
+        assert (await source.wait_migration(MIGRATION_LIMIT)).status == "completed", proxy.text()
+        await destination.wait_counter_moves()
+        assert await proxy.wait_exit() == 0
+        assert "no migration, the destination speaks first; passed on as it is to tcp:10.77.0.2:49153" in proxy.text()
+        [report] = proxy.reports()
+        assert report["outcome"] == "rewritten"
+    assert new.read_bytes() == content
+
+
+def disk_args(path: Path) -> list[str]:
+    """Return QEMU's arguments for a disk in a file."""
+    return [
+        *("-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.locking=off,file.filename={path}"),
+        *("-device", "virtio-blk-pci,drive=disk"),
+    ]
