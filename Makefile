@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
+NETWORK := $(VENV)/.network
 
 .PHONY: help demo lab matrix captures test check format clean system
 
@@ -23,7 +24,7 @@ matrix: $(READY) ## move a guest between every two lab hosts, and compare with w
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
 
-test: check $(BROWSER) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
+test: check $(BROWSER) $(NETWORK) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint and types only
@@ -50,4 +51,8 @@ $(READY): pyproject.toml tools/install-system-packages
 $(BROWSER): $(READY) tools/install-browser
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
 	@sh tools/install-browser "$(PYTHON)" $(BIN)
+	@touch $@
+
+$(NETWORK): $(READY) tools/install-system-packages
+	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2
 	@touch $@

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from proxy.errors import PeerError
-from proxy.pumps import together
+from proxy.pumps import pass_on, together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -73,9 +73,7 @@ class Channel:
         self._scope.cancel()
 
     async def _pump(self, here: "Connection", there: "Connection") -> None:
-        with memoryview(bytearray(_BUFFER)) as buffer:
-            while length := await here.receive(buffer):
-                await there.send(buffer[:length])
+        await pass_on(here, there)
         with trio.move_on_after(_PATIENCE):
             await self._main_is_complete.wait()
         if not self._main_is_complete.is_set():

@@ -53,10 +53,15 @@ class Listener(ABC):
 
 
 class SocketListener(Listener):
-    """A socket that listens."""
+    """A socket that listens.
+
+    Attributes:
+        socket: The socket.
+    """
 
     def __init__(self, sock: trio.socket.SocketType, path: str | None = None) -> None:
         self.name = _own_name(sock)
+        self.socket = sock
         self._listener = trio.SocketListener(sock)
         self._path = path
 

@@ -1,6 +1,6 @@
 """Pumps: what carries bytes one way, several of which run together."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -9,6 +9,21 @@ from proxy.errors import ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from proxy.connection import Connection
+
+_BUFFER: Final = 1 << 20
+
+
+async def pass_on(here: "Connection", there: "Connection") -> None:
+    """Pass bytes on, as they are, to the end of `here`, which is not carried over.
+
+    Raises:
+        PeerError: One of the two broke.
+    """
+    with memoryview(bytearray(_BUFFER)) as buffer:
+        while length := await here.receive(buffer):
+            await there.send(buffer[:length])
 
 
 async def together(*pumps: "Awaitable[None]") -> None:

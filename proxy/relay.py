@@ -9,12 +9,13 @@ import trio
 
 from formats.multifd import channel_guest, is_channel
 from formats.package import is_recovery
-from proxy.errors import ConfigError, ExitCode, ProxyError
+from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
 from proxy.listening import Listener, listen
+from proxy.server_first import SILENCE, carry, wait_first_word
 from proxy.session import Session, SessionConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from proxy.address import Address
     from proxy.connection import Connection
@@ -70,14 +71,7 @@ class Relay:
             ConfigError: An address cannot be listened on.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            listeners: list[Listener] = []
-            try:
-                for address in addresses:
-                    listeners += await listen(address)
-            except ConfigError:
-                for listener in listeners:
-                    listener.close()
-                raise
+            listeners = await self._listen(addresses)
             for listener in listeners:
                 self.say(f"listening on {listener.name}, for {self.config.route}")
             async with trio.open_nursery() as nursery:
@@ -96,6 +90,18 @@ class Relay:
         self._tell_change()
 
     # --- connections
+
+    async def _listen(self, addresses: "Iterable[Address]") -> list[Listener]:
+        listeners: list[Listener] = []
+        try:
+            for address in addresses:
+                listeners += await listen(address)
+            self.config.route.prepare(listeners)
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        return listeners
 
     async def _accept(self, listener: Listener, sessions: trio.Nursery) -> None:
         try:
@@ -129,29 +135,60 @@ class Relay:
             except ProxyError as error:
                 self.say(f"{source.name}: {error}")
                 return
-        session = Session(self.config, source)
-        session.on_change = self._tell_change
-        preempted = await self._wait_begin(session, source)
-        if preempted is not None:
-            if not await preempted.carry_preempt(source):
-                self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
-        elif not session.opening:
+        try:
+            session = Session(self.config, source)
+            session.on_change = self._tell_change
+            what = await self._wait_begin(session, source)
+            self.config.route.check_not_own(source)
+        except RefusedError as error:
+            self.say(f"{source.name} is refused: {error}")
             source.reset()
+        except PeerError as error:
+            self.say(f"{source.name}: {error}")
+            source.reset()
+        else:
+            await self._serve_what(what, session, source)
+
+    async def _serve_what(self, what: "Session | Connection | None", session: Session, source: "Connection") -> None:
+        """Carry a connection that `_wait_begin` has looked at."""
+        if isinstance(what, Session):
+            if not await what.carry_preempt(source, session.dial):
+                self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
+        elif what is not None:
+            where = session.key[1]
+            self.say(f"{source.name}: no migration, the destination speaks first; passed on as it is to {where}")
+            try:
+                await carry(source, what)
+            except PeerError as error:
+                self.say(f"{source.name}: {error}")
+        elif not session.opening:
+            session.reject()
         elif is_channel(session.opening):
             await self._serve_channel(session, source)
         elif is_recovery(session.opening) and (paused := self._find(session.key, _is_recoverable)) is not None:
             paused.take_back(source, bytes(session.opening))
         elif self._draining or (self.once and self._begun):
-            source.reset()
+            session.reject()
         else:
             await self._serve_migration(session, source)
 
-    async def _wait_begin(self, session: Session, source: "Connection") -> Session | None:
-        """Wait for what a connection begins with; return the migration that it is the preempt channel of, if it is.
+    async def _wait_begin(self, session: Session, source: "Connection") -> "Session | Connection | None":
+        """Wait for what a connection begins with.
 
-        A preempt channel says nothing until the destination asks for pages over the main channel. When no more
-        migrations are taken, connections that say nothing and belong to none are let go.
+        A preempt channel says nothing until the destination asks for pages over the main channel. What was redirected
+        may be no migration at all; see `proxy.server_first`. When no more migrations are taken, connections that say
+        nothing and belong to none are let go.
+
+        Returns:
+            The migration that it is the preempt channel of; or the destination's connection, where the destination
+            spoke first; or None, and the session has the opening, if there is one.
+
+        Raises:
+            RefusedError: It is the proxy's own.
+            PeerError: The destination of a silent one cannot be reached.
         """
+        greeted: Connection | None = None
+        problem: ProxyError | None = None
 
         async def begin(scope: trio.CancelScope) -> None:
             if not await session.wait_begin():
@@ -168,10 +205,30 @@ class Relay:
             )
             scope.cancel()
 
+        async def dial_on(scope: trio.CancelScope) -> None:
+            nonlocal greeted, problem
+            await trio.sleep(SILENCE)
+            try:
+                self.config.route.check_not_own(source)
+                destination = await session.dial()
+                session.take(destination)
+                await wait_first_word(destination)
+                greeted = destination
+            except (RefusedError, PeerError) as error:
+                problem = error
+            scope.cancel()
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(begin, nursery.cancel_scope)
             nursery.start_soon(claim, nursery.cancel_scope)
-        return None if session.opening or session.gone else self._find(session.key, _wants_preempt)
+            if self.config.route.redirects:
+                nursery.start_soon(dial_on, nursery.cancel_scope)
+        if session.opening or session.gone:
+            return None
+        if problem is not None:
+            session.reject()
+            raise problem
+        return self._find(session.key, _wants_preempt) or greeted
 
     async def _serve_channel(self, session: Session, source: "Connection") -> None:
         """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
@@ -186,10 +243,10 @@ class Relay:
         migration = self._find(session.key, takes_it)
         if migration is None:
             self.say(f"{source.name}: a multifd channel without its migration")
-            source.reset()
+            session.reject()
             return
         migration.guest = guest
-        await migration.carry_channel(source, opening)
+        await migration.carry_channel(source, opening, session.dial)
 
     def _find(self, key: tuple[str, str], fits: "Callable[[Session], bool]" = bool) -> Session | None:
         """Return the newest migration of a source's host and a destination that fits; None when none does."""
@@ -209,7 +266,7 @@ class Relay:
     async def _serve_migration(self, session: Session, source: "Connection") -> None:
         self._begun += 1
         number, started = self._begun, trio.current_time()
-        self.say(f"migration {number}: from {source.name}")
+        self.say(f"migration {number}: from {source.name} to {session.key[1]}")
         session.on_pause = lambda line: self.say(f"migration {number}: {line}")
         self._sessions.append(session)
         self._tell_change()

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING
 
 from proxy.address import TcpAddress
 from proxy.dialling import dial
+from proxy.transparent import Redirection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.address import Address
     from proxy.connection import Connection
+    from proxy.listening import Listener
     from proxy.tls import ClientTls
 
 
@@ -17,19 +21,52 @@ class Route:
     """How the destination is reached.
 
     Attributes:
-        destination: Where it listens.
+        destination: Where it listens; or how to learn that from each connection, where these are redirected.
         tls: What is spoken there; None for plain text.
     """
 
-    destination: "Address"
+    destination: "Address | Redirection"
     tls: "ClientTls | None" = None
 
     def __str__(self) -> str:
-        return f"the destination at {self.destination}"
+        return str(self.destination) if self._redirection else f"the destination at {self.destination}"
 
-    def destination_of(self, _source: "Connection") -> "Address":
-        """Return where a source's connection goes on to."""
+    @property
+    def _redirection(self) -> Redirection | None:
+        return self.destination if isinstance(self.destination, Redirection) else None
+
+    @property
+    def redirects(self) -> bool:
+        """Whether connections come that were meant for the destination, whatever they are."""
+        return self._redirection is not None
+
+    def prepare(self, listeners: "Iterable[Listener]") -> None:
+        """Make what listens fit for this route, before the first connection.
+
+        Raises:
+            ConfigError: It cannot be.
+        """
+        if self._redirection:
+            self._redirection.prepare(listeners)
+
+    def destination_of(self, source: "Connection") -> "Address":
+        """Return where a source's connection goes on to.
+
+        Raises:
+            RefusedError: It may go nowhere.
+        """
+        if isinstance(self.destination, Redirection):
+            return self.destination.destination_of(source)
         return self.destination
+
+    def check_not_own(self, source: "Connection") -> None:
+        """See that a connection that has begun to speak is not one that this route made itself.
+
+        Raises:
+            RefusedError: It is.
+        """
+        if self._redirection:
+            self._redirection.check_not_own(source)
 
     async def dial(self, address: "Address") -> "Connection":
         """Connect to the destination.
@@ -37,7 +74,9 @@ class Route:
         Raises:
             PeerError: It cannot be reached, or not be trusted.
         """
-        connection = await dial(address)
+        connection = await dial(address, mark=self._redirection.mark if self._redirection else None)
+        if self._redirection:
+            self._redirection.add_dialled(connection)
         if self.tls is None:
             return connection
         return await self.tls.greet(connection, address.host if isinstance(address, TcpAddress) else "")

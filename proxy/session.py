@@ -19,7 +19,7 @@ from proxy.rewriter import Rewriter
 from proxy.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from formats.events import Raw
     from proxy.connection import Connection
@@ -73,6 +73,8 @@ class Session:
     However it ends, both connections are closed: cleanly when both peers ended cleanly, with a reset otherwise. In
     postcopy a broken connection does not end it: it pauses, as both QEMUs do, until the source comes back.
 
+    Raises RefusedError when the connection may go nowhere; see `Route.destination_of`.
+
     Attributes:
         key: The source's host and the destination; all connections of one migration have the same.
         dialled: Set when the main channel has reached the destination; other channels may follow then.
@@ -93,6 +95,7 @@ class Session:
         self._config = config
         self._source = source
         self._destination: Connection | None = None
+        self._made: Connection | None = None
         self._rewriter = Rewriter(
             config.judge,
             live=True,
@@ -141,9 +144,11 @@ class Session:
 
     # --- what the relay brings
 
-    async def carry_channel(self, source: "Connection", opening: bytes) -> None:
+    async def carry_channel(
+        self, source: "Connection", opening: bytes, dial: "Callable[[], Awaitable[Connection]]"
+    ) -> None:
         """Carry a multifd channel of this migration to its end; if it is lost, so is the migration."""
-        channel = Channel(self._dial, source, self._all_sent)
+        channel = Channel(dial, source, self._all_sent)
         self._channels.add(channel)
         self.report.channels += 1
         try:
@@ -153,9 +158,9 @@ class Session:
         finally:
             self._channels.discard(channel)
 
-    async def carry_preempt(self, source: "Connection") -> bool:
+    async def carry_preempt(self, source: "Connection", dial: "Callable[[], Awaitable[Connection]]") -> bool:
         """Carry the postcopy-preempt channel to its end; return whether the destination took it as one."""
-        channel = Channel(self._dial, source, self._all_sent)
+        channel = Channel(dial, source, self._all_sent)
         self._channels.add(channel)
         self._has_preempt = True
         self.report.channels += 1
@@ -250,7 +255,7 @@ class Session:
 
     async def _first_leg(self) -> None:
         pieces = await self._beginning()
-        self._destination = await self._dial()
+        self._destination = await self.dial()
         self.dialled.set()
         self.on_change()
         await self._pump(self._destination, pieces)
@@ -261,7 +266,7 @@ class Session:
         (self._source, opening), self._returned = self._returned, None
         self._listener = ReturnPathListener()
         self._destination_ended = False
-        self._destination = await self._dial()
+        self._destination = await self.dial()
         self.dialled.set()
         self.advised.set()
         self.on_change()
@@ -319,8 +324,24 @@ class Session:
                 raise PeerError("source", "went away")
             ended = self._rewriter.has_ended(self._buffer[:length])
 
-    async def _dial(self) -> "Connection":
-        return await self._config.route.dial(self._address)
+    def take(self, destination: "Connection") -> None:
+        """Take a connection to the destination that has been made already, in place of the first that would be."""
+        self._made = destination
+
+    def reject(self) -> None:
+        """Reset the source's connection, and what was made for it: nothing becomes of them."""
+        self._source.reset()
+        if self._made is not None:
+            self._made.reset()
+
+    async def dial(self) -> "Connection":
+        """Connect to the destination.
+
+        Raises:
+            PeerError: It cannot be reached.
+        """
+        made, self._made = self._made, None
+        return made or await self._config.route.dial(self._address)
 
     def _lose(self, error: PeerError) -> None:
         """End the pumps."""

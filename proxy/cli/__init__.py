@@ -25,6 +25,7 @@ Exit codes:
     cls=LazyGroup,
     commands_in={
         "run": "proxy.cli.run",
+        "transparent": "proxy.cli.transparent",
         "check": "proxy.cli.check",
         "diff": "proxy.cli.diff",
         "policy": "proxy.cli.policy",

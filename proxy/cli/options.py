@@ -16,6 +16,7 @@ from proxy.host import HostProfile
 from proxy.judge import Judge
 from proxy.kvm import Feature
 from proxy.policy import NO_MIDR, Mode, Policy
+from proxy.ports import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
 from proxy.rules import Rule, RuleAction, Rules
 from proxy.whitelist import Pairing
 from proxy.words import droppable_register, invariant_register, parse_midr, parse_source
@@ -46,6 +47,38 @@ device_state_limit_option = click.option(
     help="Refuse streams with more device state than this; it is held in memory.",
 )
 """Gives a command `device_state_limit`, in bytes."""
+
+
+ports_option = click.option(
+    "--ports",
+    metavar="FIRST-LAST",
+    default=str(MIGRATION_PORTS),
+    show_default=True,
+    callback=lambda _context, _option, text: parse_ports(text),
+    help="The destinations' ports that are redirected, and dialled on to.",
+)
+"""Gives a command `ports`, a `PortRange`."""
+
+
+def _mark(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    try:
+        mark = int(text, 0)
+    except ValueError:
+        mark = 0
+    if not 1 <= mark < 1 << 32:
+        raise ConfigError(f"--mark {text!r}: write a number of 32 bits that is not 0, as {DEFAULT_MARK:#x}")
+    return mark
+
+
+mark_option = click.option(
+    "--mark",
+    metavar="NUMBER",
+    default=hex(DEFAULT_MARK),
+    show_default=True,
+    callback=_mark,
+    help="The firewall mark of the proxy's own connections, by which the rules leave them alone.",
+)
+"""Gives a command `mark`."""
 
 
 def _features(_context: click.Context, _option: click.Parameter, names: str | None) -> frozenset[Feature] | None:

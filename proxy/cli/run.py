@@ -3,16 +3,32 @@
 from contextlib import suppress
 
 import click
+from click.core import ParameterSource
 
-from proxy.cli.options import JudgeOptions, judge_options
+from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
 from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
+from proxy.ports import PortRange
 from proxy.session import DEFAULT_VMDESC_WAIT
 
 
 @click.command("run")
-@click.option("--listen", required=True, metavar="URI", help="Where sources connect: tcp:HOST:PORT; port 0 takes any.")
-@click.option("--connect", required=True, metavar="URI", help="Where the destination QEMU listens: tcp:HOST:PORT.")
+@click.option(
+    "--listen",
+    required=True,
+    multiple=True,
+    metavar="URI",
+    help="Where sources connect: tcp:HOST:PORT; port 0 takes any. Can be given several times.",
+)
+@click.option("--connect", metavar="URI", help="Where the destination QEMU listens: tcp:HOST:PORT.")
+@click.option(
+    "--transparent",
+    is_flag=True,
+    help="In place of --connect: take connections that nftables redirected here, and dial where they were going; see "
+    "'transparent rules'. Needs root or CAP_NET_ADMIN.",
+)
+@ports_option
+@mark_option
 @click.option("--once", is_flag=True, help="Take one migration, then exit with its exit code.")
 @click.option("--report", metavar="FILE", help="Write a line of JSON for each migration; - is standard output.")
 @click.option(
@@ -39,8 +55,11 @@ from proxy.session import DEFAULT_VMDESC_WAIT
 @judge_options
 def command(
     *,
-    listen: str,
-    connect: str,
+    listen: tuple[str, ...],
+    connect: str | None,
+    transparent: bool,
+    ports: PortRange,
+    mark: int,
     once: bool,
     report: str | None,
     allow_no_return_path: bool,
@@ -49,7 +68,7 @@ def command(
     tls: TlsOptions,
     options: JudgeOptions,
 ) -> None:
-    """Carry live migrations from --listen to the destination at --connect.
+    """Carry live migrations from --listen to the destination at --connect, or --transparent to where they were going.
 
     Migrations may come one after the other and at the same time. What cannot be located or may not be changed ends its
     migration with a reset on both sides, while the source still has its guest. After SIGTERM or ctrl-C no more
@@ -68,6 +87,9 @@ def command(
       # TLS on both sides, each with credentials of its own, as in QEMU's tls-creds-x509.
       vmstate-proxy run --listen tcp:10.0.0.1:4444 --listen-tls pki/here --connect tcp:rack7:49152 \\
           --connect-tls pki/there --host rack7.toml --policy policy.toml
+      # All migrations to this host, without a change to libvirt or OpenStack; 'transparent rules' redirects them.
+      vmstate-proxy run --transparent --listen tcp:0.0.0.0:4444 --listen tcp:[::]:4444 \\
+          --kvm --policy policy.toml --report migrations.jsonl
     """
     import trio
 
@@ -76,10 +98,21 @@ def command(
     from proxy.route import Route
     from proxy.session import SessionConfig
     from proxy.source import read_source
+    from proxy.transparent import Redirection
 
-    address = parse_address(listen)
+    if transparent == (connect is not None):
+        raise click.UsageError(
+            "say where migrations go on to: --connect URI, or --transparent for where redirected ones were going"
+        )
+    if transparent and (tls.server or tls.client):
+        raise click.UsageError("--transparent carries migrations in plain text only; TLS needs --connect")
+    given = click.get_current_context().get_parameter_source
+    for option in ("ports", "mark"):
+        if not transparent and given(option) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{option} belongs to --transparent")
+    addresses = [parse_address(text) for text in listen]
     config = SessionConfig(
-        route=Route(parse_address(connect), tls.client),
+        route=Route(Redirection(ports, mark) if connect is None else parse_address(connect), tls.client),
         judge=options.judge,
         allow_no_return_path=allow_no_return_path,
         device_state_limit=options.device_state_limit,
@@ -87,7 +120,7 @@ def command(
         source=() if source is None else read_source(source),
     )
     with report_file(report) as add:
-        exit_code = trio.run(Relay(config, once, say, add, tls.server).run, address)
+        exit_code = trio.run(Relay(config, once, say, add, tls.server).run, *addresses)
     raise click.exceptions.Exit(exit_code)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator
 
+    from tests.lab.netns import Namespace
+
 _LISTENING = re.compile(r"listening on tcp:(\S+):(\d+), ")
 _START_TIMEOUT = 20.0
 _POLL = 0.02
@@ -85,19 +87,23 @@ class Proxy:
 
 
 @asynccontextmanager
-async def running_proxy(destination: str, *options: str, listen: str = "tcp:127.0.0.1:0") -> AsyncIterator[Proxy]:
+async def running_proxy(
+    destination: str | None, *options: str, listen: str = "tcp:127.0.0.1:0", namespace: Namespace | None = None
+) -> AsyncIterator[Proxy]:
     """Run a proxy for the length of an `async with`.
 
     Args:
-        destination: the URI for --connect.
+        destination: the URI for --connect; None for --transparent.
         options: further options of `vmstate-proxy run`.
         listen: the URI for --listen.
+        namespace: the network namespace that it runs in; None for this machine's own.
     """
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
         directory = Path(folder)
-        command = [sys.executable, "-m", "proxy", "run", "--listen", listen, "--connect", destination]
+        command = [sys.executable, "-m", "proxy", "run", "--listen", listen]
+        command += ["--transparent"] if destination is None else ["--connect", destination]
         command += ["--report", str(directory / "report"), *options]
-        process = Process(command, directory / "output", cwd=_ROOT)
+        process = Process(namespace.command(*command) if namespace else command, directory / "output", cwd=_ROOT)
         try:
             proxy = Proxy(directory, process)
             await proxy.wait_listening()

@@ -20,6 +20,8 @@ from tests.lab.qmp import LabError, QmpClient, QmpClosedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from tests.lab.netns import Namespace
+
 _START_TIMEOUT = 20.0
 _POLL = 0.02
 _FINAL = frozenset({"completed", "failed", "cancelled", "postcopy-paused"})
@@ -288,6 +290,7 @@ async def running_vm(
     incoming: str | None = None,
     paused: bool = False,
     extra: Sequence[str] = (),
+    namespace: Namespace | None = None,
 ) -> AsyncIterator[Vm]:
     """Run a QEMU for the length of an `async with`: killed at its end, its directory removed.
 
@@ -305,6 +308,7 @@ async def running_vm(
         incoming: -incoming; "tcp:127.0.0.1:0" (ask `Vm.incoming_port`), or "defer" (call `Vm.listen`).
         paused: -S.
         extra: further arguments.
+        namespace: the network namespace that it runs in; None for this machine's own.
 
     Raises:
         MissingQemuError: the binary is not installed.
@@ -325,7 +329,9 @@ async def running_vm(
             firmware.write_bytes(bios)
             arguments += ["-bios", str(firmware)]
         address = COUNTER_ADDRESS if bios is None else X86_COUNTER_ADDRESS
-        async with _started(name, [program, *arguments, *extra], directory, address) as vm:
+        command = [program, *arguments, *extra]
+        command = namespace.command(*command) if namespace else command
+        async with _started(name, command, directory, address) as vm:
             yield vm
 
 

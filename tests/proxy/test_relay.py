@@ -162,7 +162,7 @@ async def test_the_operator_is_told() -> None:
         await settled(it, 1)
     listening, begun, ended = it.said
     assert re.fullmatch(r"listening on tcp:127\.0\.0\.1:\d+, for the destination at tcp:127\.0\.0\.1:\d+", listening)
-    assert re.fullmatch(r"migration 1: from tcp:127\.0\.0\.1:\d+", begun)
+    assert re.fullmatch(r"migration 1: from tcp:127\.0\.0\.1:\d+ to tcp:127\.0\.0\.1:\d+", begun)
     assert ended.startswith("migration 1: rewritten: MIDR_EL1 of 2 vCPUs changed (")
 
 
