@@ -154,7 +154,7 @@ class Session:
         try:
             await channel.run(opening)
         except PeerError as error:
-            self._lose(PeerError(error.peer, f"lost a channel: {error}"))
+            self._lose(PeerError(error.peer, f"lost a multifd channel: {error}"))
         finally:
             self._channels.discard(channel)
 

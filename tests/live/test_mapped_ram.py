@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import trio
 from formats.libvirt_save import FORMATS, HEADER_SIZE
 from tests.lab.guest import counter_guest
 from tests.lab.proxy import running_proxy, vmstate_proxy
-from tests.lab.qmp import LabError
+from tests.lab.qemus import other_qemu
 from tests.lab.vm import running_vm, wire_uri
 from tests.live.helpers import A57_TO_A72
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from tests.lab.vm import Vm
 
-ROOT = Path("~/.cache/vmstate-proxy/lab/qemus/trixie").expanduser()
 CHANGED = {"ID_MMFR0_EL1", "ID_MMFR0"}
 MAPPED = {"mapped-ram": True}
 MULTIFD = MAPPED | {"multifd": True}
@@ -35,17 +33,9 @@ FEW_BYTES = 32 * MIB
 
 
 @pytest.fixture
-def qemu(tmp_path: Path) -> str:
+def qemu() -> str:
     """A QEMU 10.0, of Debian trixie."""
-    program = ROOT / "usr/bin/qemu-system-aarch64"
-    if not program.exists():
-        raise LabError(f"debootstrap --variant=minbase --include=qemu-system-arm trixie {ROOT}")
-    (loader,) = (ROOT / "usr/lib").glob("*/ld-linux*.so.*")
-    starter = tmp_path / "qemu-system-aarch64"
-    command = [loader, "--library-path", loader.parent, program, "-L", ROOT / "usr/share/qemu"]
-    starter.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n')
-    starter.chmod(0o755)
-    return str(starter)
+    return other_qemu("trixie", "qemu-system-aarch64")
 
 
 @asynccontextmanager

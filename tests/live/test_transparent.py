@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qmp import LabError
 from tests.lab.vm import running_vm
 from tests.live.helpers import A57_TO_A72, learn
+from tests.proxy.helpers import short
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -322,3 +324,57 @@ def disk_args(path: Path) -> list[str]:
         *("-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.locking=off,file.filename={path}"),
         *("-device", "virtio-blk-pci,drive=disk"),
     ]
+
+
+async def test_a_migration_that_begins_late_is_carried_all_the_same(tmp_path: Path) -> None:
+    """After a second of silence the destination is dialled; what then comes is a migration, and goes to it."""
+    stream, received = tmp_path / "stream", tmp_path / "received"
+    stream.write_bytes(short("tcg-a57"))
+    serve = (
+        "import pathlib, socket\n"
+        "listening = socket.create_server(('', 49152))\n"
+        "peer, _ = listening.accept()\n"
+        f"pathlib.Path({str(received)!r}).write_bytes(peer.makefile('rb').read())\n"
+    )
+    send = (
+        "import pathlib, socket, time\n"
+        f"peer = socket.create_connection(({DESTINATION[4]!r}, 49152))\n"
+        "time.sleep(1.5)\n"
+        f"peer.sendall(pathlib.Path({str(stream)!r}).read_bytes())\n"
+        "peer.shutdown(socket.SHUT_WR)\n"
+        "peer.recv(1)\n"
+    )
+    async with (
+        two_hosts() as hosts,
+        proxy_at(hosts.destination, WAYS["redirect"], "--mode", "observe", "--allow-no-return-path", "--once") as proxy,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(hosts.destination.run, "python3", "-c", serve)
+        await trio.sleep(0.5)
+        await hosts.source.run("python3", "-c", send)
+        assert await proxy.wait_exit() == 0, proxy.text()
+        assert "speaks first" not in proxy.text()
+    assert received.read_bytes() == stream.read_bytes()
+
+
+async def test_a_silent_connection_ends_with_the_service() -> None:
+    """No one listens where the first one was going; the second one is silent when the proxy is told to stop."""
+    way = WAYS["redirect"]
+    wait = f"import socket; print(socket.create_connection(({DESTINATION[4]!r}, 49152)).recv(1))"
+    async with two_hosts() as hosts, proxy_at(hosts.destination, way, "--mode", "observe") as proxy:
+        with pytest.raises(LabError, match="ConnectionResetError"):
+            await hosts.source.run("python3", "-c", wait)
+        assert "the destination at tcp:10.77.0.2:49152 cannot be reached: Connection refused" in proxy.text()
+        listening = "import socket; s = socket.create_server(('', 49152)); s.accept()[0].recv(1)"
+        async with trio.open_nursery() as nursery:
+
+            async def reset(namespace: Namespace, program: str) -> None:
+                with pytest.raises(LabError, match="ConnectionResetError"):
+                    await namespace.run("python3", "-c", program)
+
+            nursery.start_soon(reset, hosts.destination, listening)
+            await trio.sleep(0.5)
+            nursery.start_soon(reset, hosts.source, wait)
+            await trio.sleep(2)
+            proxy.send_signal(signal.SIGTERM)
+            assert await proxy.wait_exit() == 0
