@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 NETWORK := $(VENV)/.network
 
-.PHONY: help demo lab matrix captures test check format clean system
+.PHONY: help demo lab matrix capabilities captures test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,9 @@ lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite b
 
 matrix: $(READY) ## move a guest between every two lab hosts, and compare with what was predicted (15 minutes)
 	$(BIN)/python -m tests.lab.matrix
+
+capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--suites bookworm,trixie" is quicker
+	$(BIN)/python -m tests.lab.capabilities $(LAB)
 
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
