@@ -153,8 +153,8 @@ class Session:
         self.report.channels += 1
         try:
             await channel.run(opening)
-        except PeerError as error:
-            self._lose(PeerError(error.peer, f"lost a multifd channel: {error}"))
+        except ProxyError as error:
+            self._lose(PeerError(_peer_of(error), f"lost a multifd channel: {error}"))
         finally:
             self._channels.discard(channel)
 
@@ -166,9 +166,9 @@ class Session:
         self.report.channels += 1
         try:
             await channel.run(b"")
-        except PeerError as error:
+        except ProxyError as error:
             if channel.dialled:
-                self._lose(PeerError(error.peer, f"lost the preempt channel: {error}"))
+                self._lose(PeerError(_peer_of(error), f"lost the preempt channel: {error}"))
         finally:
             self._channels.discard(channel)
             if not channel.dialled:
@@ -440,3 +440,7 @@ class Session:
                 "the source goes on"
             )
         return str(error)
+
+
+def _peer_of(error: ProxyError) -> str:
+    return error.peer if isinstance(error, PeerError) else "destination"

@@ -28,6 +28,7 @@ _Done = TypeVar("_Done")
 _HANDSHAKE_TIMEOUT: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)
 _BREATH: Final = 0.01
+_RECORD: Final = 1 << 14
 
 _WORDS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has shown no certificate",
@@ -70,7 +71,7 @@ class ServerTls:
 
     async def welcome(self, source: Connection) -> Connection:
         """Shake hands with a source that connected; see `_shaken`."""
-        connection = await _shaken(source, lambda raw: self._context().wrap_socket(raw, **_OPTIONS, server_side=True))
+        connection = await _shaken(source, self._context, server_side=True)
         name = connection.common_name
         if self.clients and name not in self.clients:
             connection.reset()
@@ -107,9 +108,7 @@ class ClientTls:
             destination.reset()
             problem = f"at {destination.name} has no host name that could be checked; give it one by --tls-hostname"
             raise PeerError("destination", problem)
-        return await _shaken(
-            destination, lambda raw: self._context().wrap_socket(raw, **_OPTIONS, server_hostname=name)
-        )
+        return await _shaken(destination, self._context, server_hostname=name)
 
     def _context(self) -> ssl.SSLContext:
         return _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.folder, "client")
@@ -127,7 +126,9 @@ class TlsConnection(Connection):
         super().__init__(below.peer, below.name, below.host)
         raw = socket.socket(fileno=below.socket.detach())
         raw.setblocking(False)
+        self._unread = b""
         self._ended = False
+        self._broken: OSError | None = None
         try:
             self._socket = wrap(raw)
         except BaseException:
@@ -147,8 +148,6 @@ class TlsConnection(Connection):
 
     async def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Connection.receive`."""
-        if self._ended:
-            return 0
         return await self._patiently(partial(self._receive, buffer))
 
     async def send(self, data: "bytes | bytearray | memoryview") -> None:
@@ -180,6 +179,14 @@ class TlsConnection(Connection):
             self._close()
 
     def _receive(self, buffer: memoryview) -> int:
+        if self._unread:
+            length = min(len(buffer), len(self._unread))
+            buffer[:length], self._unread = self._unread[:length], self._unread[length:]
+            return length
+        if self._broken is not None:
+            raise self._broken
+        if self._ended:
+            return 0
         try:
             return self._socket.recv_into(buffer)
         except ssl.SSLZeroReturnError:
@@ -193,9 +200,19 @@ class TlsConnection(Connection):
         """Send close_notify as far as that goes at once; what the peer still sends can be received after it."""
         if self._ended:
             return
-        with suppress(OSError):
+        try:
+            # Python's goodbye waits for the peer's, and takes what stands before it for an error.
+            while data := self._socket.recv(_RECORD):
+                self._unread += data
+        except OSError:
+            pass
+        try:
             self._socket.unwrap()
             self._ended = True  # the peer had said goodbye before
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._broken = error
 
     async def _patiently(self, operation: "Callable[[], _Done]") -> _Done:
         """Do something on the socket, waiting until it can be done; raises PeerError."""
@@ -223,20 +240,29 @@ async def _waited(wait: "Callable[[socket.socket], Any]", sock: socket.socket) -
         await trio.sleep(_BREATH)
 
 
-async def _shaken(below: Connection, wrap: "Callable[[socket.socket], ssl.SSLSocket]") -> TlsConnection:
+async def _shaken(
+    below: Connection,
+    make_context: "Callable[[], ssl.SSLContext]",
+    **options: Any,  # noqa: ANN401 - of wrap_socket
+) -> TlsConnection:
     """Shake hands on a connection.
 
     Raises:
-        PeerError: The peer cannot be trusted, does not trust the proxy, or speaks no TLS. The connection is reset.
-        ConfigError: The credentials cannot be read any more. The connection is reset.
+        PeerError: The peer cannot be trusted, does not trust the proxy, or speaks no TLS; or the credentials, which may
+            just be being renewed, cannot be read. The connection is reset.
     """
     if not isinstance(below, SocketConnection):
         below.reset()
         raise PeerError(below.peer, "is reached by no socket, so there is no TLS to it")
     try:
-        connection = TlsConnection(below, wrap)
-    except (OSError, ValueError) as error:
-        raise PeerError(below.peer, f"broke the connection: {error}") from error
+        context = make_context()
+    except ConfigError as error:
+        below.reset()
+        raise PeerError(below.peer, f"cannot be spoken to: {error}") from error
+    try:
+        connection = TlsConnection(below, partial(context.wrap_socket, **_OPTIONS, **options))
+    except (OSError, ValueError, TypeError) as error:
+        raise PeerError(below.peer, f"cannot be spoken to: {error}") from error
     try:
         with trio.fail_after(_HANDSHAKE_TIMEOUT):
             await connection.shake_hands()
@@ -256,15 +282,18 @@ async def _shaken(below: Connection, wrap: "Callable[[socket.socket], ssl.SSLSoc
 def _loaded(context: ssl.SSLContext, folder: str, role: str) -> ssl.SSLContext:
     """Load the credentials of one role into a context."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A peer that ends without a close_notify can still be answered.
+    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     certificate, key = os.path.join(folder, f"{role}-cert.pem"), os.path.join(folder, f"{role}-key.pem")
     authority, revoked = os.path.join(folder, CA), os.path.join(folder, CRL)
     for path in (authority, certificate, key):
         try:
             with open(path, "rb"):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(
-                f"{path}: {error.strerror}; a folder for TLS holds {CA}, {role}-cert.pem and {role}-key.pem, as QEMU's"
+                f"{path}: {problem}; a folder for TLS holds {CA}, {role}-cert.pem and {role}-key.pem, as QEMU's"
             ) from error
     path = authority
     try:
@@ -288,6 +317,8 @@ def _explained(error: BaseException | None) -> str:
     match error:
         case ssl.SSLCertVerificationError():
             return f"its certificate is not taken: {error.verify_message}"
+        case ssl.SSLEOFError():
+            return "it ended the connection; its own log says why"
         case ssl.SSLError():
             return _WORDS.get(error.reason, error.reason or str(error)).replace("_", " ")
         case OSError():

@@ -73,6 +73,8 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
                     f"--{other}-tls is given, and no --{side}-tls: the guest's memory would go in plain text there; if "
                     f"that is meant, say --{side}-plain"
                 )
+        if "" in (listen_tls, connect_tls, *clients):
+            raise click.UsageError("--listen-tls, --connect-tls and --tls-allow-client want a value")
         if tls_hostname is not None and connect_tls is None:
             raise click.UsageError("--tls-hostname is for --connect-tls")
         if clients and listen_tls is None:

@@ -253,6 +253,34 @@ async def both_ends(folder: str) -> tuple[TlsConnection, TlsConnection]:
     return one, other
 
 
+async def test_what_came_before_a_goodbye_is_not_lost(tmp_path: Path, near: Authority) -> None:
+    one, other = await both_ends(near.folder(tmp_path / "both", "server", "client"))
+    await one.send(b"x" * 40_000)
+    await trio.sleep(0.05)
+    await other.finish()
+    assert await receive_all(other, 40_000) == b"x" * 40_000
+    assert await one.receive(memoryview(bytearray(1))) == 0
+    one.close()
+    other.close()
+
+
+async def test_credentials_that_vanish_end_no_service(tmp_path: Path, near: Authority, far: Authority) -> None:
+    """As they do for a moment when they are renewed."""
+    here, there = near.folder(tmp_path / "near", "server", "client"), far.folder(tmp_path / "far", "client")
+    async with service(ServerTls(here), ClientTls(there)) as it:
+        os.unlink(os.path.join(there, "client-key.pem"))
+        source = await ClientTls(here).greet(await it.dial(), "127.0.0.1")
+        await source.send(STREAM[:100])
+        while not it.reports:
+            await trio.sleep(0.005)
+        source.close()
+        assert "client-key.pem" in str(it.reports[0].reason)
+        os.unlink(os.path.join(here, "server-key.pem"))
+        with await connect(("127.0.0.1", it.port)) as sock:
+            await rest(sock)
+        await it.wait_said("server-key.pem")
+
+
 @pytest.mark.parametrize("missing", ["ca-cert.pem", "server-cert.pem", "server-key.pem"])
 def test_a_folder_that_lacks_a_file(tmp_path: Path, near: Authority, missing: str) -> None:
     folder = near.folder(tmp_path / "near", "server")
