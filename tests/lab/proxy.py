@@ -17,7 +17,7 @@ from tests.lab.qmp import LabError
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 _LISTENING = re.compile(r"listening on tcp:(\S+):(\d+), ")
 _START_TIMEOUT = 20.0
@@ -85,17 +85,20 @@ class Proxy:
 
 
 @asynccontextmanager
-async def running_proxy(destination: str, *options: str, listen: str = "tcp:127.0.0.1:0") -> AsyncIterator[Proxy]:
+async def running_proxy(
+    destination: str, *options: str, listen: str = "tcp:127.0.0.1:0", entering: Sequence[str] = ()
+) -> AsyncIterator[Proxy]:
     """Run a proxy for the length of an `async with`.
 
     Args:
         destination: the URI for --connect.
         options: further options of `vmstate-proxy run`.
         listen: the URI for --listen.
+        entering: what stands before the command, such as `tests.lab.namespace.Namespace.entering()`.
     """
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
         directory = Path(folder)
-        command = [sys.executable, "-m", "proxy", "run", "--listen", listen, "--connect", destination]
+        command = [*entering, sys.executable, "-m", "proxy", "run", "--listen", listen, "--connect", destination]
         command += ["--report", str(directory / "report"), *options]
         process = Process(command, directory / "output", cwd=_ROOT)
         try:
