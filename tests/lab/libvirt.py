@@ -53,7 +53,6 @@ wait $!
 # "none" for loopback laboratories only: whoever reaches the port is root.
 _LIBVIRTD_CONF = """
 host_uuid = "{host_uuid}"
-listen_addr = "{address}"
 listen_tls = 0
 listen_tcp = 1
 auth_tcp = "none"
@@ -145,7 +144,22 @@ class LibvirtHost:
 
     def qemu_log(self, guest: str) -> str:
         """What libvirt and QEMU wrote about a guest on this host."""
-        return (self._folder / "var" / "log" / "libvirt" / "qemu" / f"{guest}.log").read_text()
+        return self.file(f"/var/log/libvirt/qemu/{guest}.log").read_text()
+
+    def file(self, path: str) -> Path:
+        """Return where a file in the host's own /var, /run or /etc/libvirt is for this machine."""
+        return self._folder / path.removeprefix("/").replace("etc/libvirt", "etc")
+
+    @contextmanager
+    def redirected(self, ports: str, port: int) -> Iterator[None]:
+        """Lead connections that come to this host for any of the ports ("49152-49215") to another of its ports."""
+        self.namespace.run("nft", "add table ip lab")
+        self.namespace.run("nft", "add chain ip lab lab { type nat hook prerouting priority dstnat; }")
+        self.namespace.run("nft", f"add rule ip lab lab tcp dport {ports} redirect to :{port}")
+        try:
+            yield
+        finally:
+            self.namespace.run("nft", "delete table ip lab")
 
     def wait_ready(self) -> None:
         """Wait until the daemon answers.
@@ -288,7 +302,7 @@ def _started(name: str, address: str, cpu: str, qemu_conf: str, lab: Path, stack
     folder = lab / name
     for path in "etc", "run", "var/lib", "var/log", "var/cache":
         (folder / path).mkdir(parents=True)
-    (folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(host_uuid=uuid.uuid4(), address="0.0.0.0"))
+    (folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(host_uuid=uuid.uuid4()))
     (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF + qemu_conf)
     _write_users(folder)
     emulator = folder / "emulator"

@@ -72,7 +72,9 @@ class Namespace:
 
     def wire(self, address: str, other: Namespace, others: str) -> None:
         """Lay a cable to another host; the addresses are written 192.0.2.1/24."""
-        self.run("ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", str(other._process.pid))
+        self.run(
+            "ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", str(other._process.pid)
+        )
         for host, own in (self, address), (other, others):
             host.run("ip", "address", "add", own, "dev", "cable")
             host.run("ip", "link", "set", "cable", "up")
