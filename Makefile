@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
+LIBVIRT := $(VENV)/.libvirt
+LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients nft=nftables ip=iproute2
 
 .PHONY: help demo lab matrix captures test check format clean system
 
@@ -23,7 +25,7 @@ matrix: $(READY) ## move a guest between every two lab hosts, and compare with w
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
 
-test: check $(BROWSER) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
+test: check $(BROWSER) $(LIBVIRT) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint and types only
@@ -50,4 +52,8 @@ $(READY): pyproject.toml tools/install-system-packages
 $(BROWSER): $(READY) tools/install-browser
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
 	@sh tools/install-browser "$(PYTHON)" $(BIN)
+	@touch $@
+
+$(LIBVIRT): $(READY)
+	@sh tools/install-system-packages "$(PYTHON)" $(LIBVIRT_PROGRAMS)
 	@touch $@

@@ -41,7 +41,7 @@ class Proxy:
                     self.uri = f"tcp:{match[1]}:{match[2]}"
                     return
                 await trio.sleep(_POLL)
-        raise LabError(f"the proxy does not listen: {self.text()}")
+        raise LabError(f"the proxy does not listen (exit code {self._process.returncode}): {self.text()}")
 
     def text(self) -> str:
         """What the proxy wrote on standard error so far."""

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 MIDR_A72 = 0x410FD083
 LOOPBACK = "127.0.0.1"
+DISKS_URI = f"tcp://{DESTINATION}:49300"
+"""Not of the ports that libvirt chooses from, and not --disks-port: libvirt 9.0 never gives such a port back."""
+
+_DISK = "/var/lib/disk"
+_DISK_SIZE = 1 << 20
 
 BESIDE_DESTINATION = ("--migrateuri", f"tcp://{DESTINATION}:{PORT}", "--listen-address", LOOPBACK)
 """The destination's QEMU listens on its loopback interface, and the proxy on the same port of the host's address."""
-
-BESIDE_SOURCE = ("--migrateuri", f"tcp://{SOURCE}:{PORT}")
-"""The destination's QEMU listens on that port of any of its addresses, and the proxy on the source's."""
 
 STRAIGHT = ("--migrateuri", f"tcp://{DESTINATION}")
 """No proxy: the address in place of a name, and whichever port libvirt chooses."""
@@ -58,6 +60,18 @@ def beside_source(lab: LibvirtLab, *options: str) -> AbstractAsyncContextManager
 
 def repairing(profile: str) -> tuple[str, ...]:
     return ("--host", profile, *A57_TO_A72, "--allow-midr", "none", "--once")
+
+
+def disk_to_copy(lab: LibvirtLab) -> str:
+    """Put a disk on the source, and an empty one on the destination; return the XML of the guest's device."""
+    lab.source.file(_DISK).write_bytes(b"\xa5" * _DISK_SIZE)
+    lab.destination.file(_DISK).write_bytes(bytes(_DISK_SIZE))
+    driver = "<driver name='qemu' type='raw' cache='none'/>"
+    return f"<disk type='file'>{driver}<source file='{_DISK}'/><target dev='vda' bus='virtio'/></disk>"
+
+
+def disks_are_equal(lab: LibvirtLab) -> bool:
+    return lab.destination.file(_DISK).read_bytes() == lab.source.file(_DISK).read_bytes()
 
 
 async def migrate(lab: LibvirtLab, guest: LibvirtGuest, *options: str) -> None:
@@ -123,10 +137,12 @@ async def test_proxy_beside_the_destination(lab: LibvirtLab, profile: str, flags
         assert (guest.name in await lab.destination.domains("--persistent")) == persistent
 
 
-async def test_proxy_beside_the_source(lab: LibvirtLab, profile: str) -> None:
+@pytest.mark.parametrize("uri", [f"tcp://{SOURCE}:{PORT}", f"tcp://{SOURCE}"])
+async def test_proxy_beside_the_source(lab: LibvirtLab, profile: str, uri: str) -> None:
+    """The destination's QEMU listens on that port of all its addresses; without one, libvirt takes its first."""
     async with lab.guest() as guest, beside_source(lab, *repairing(profile)) as proxy:
         before = await guest.wait_runs(lab.source)
-        await migrate(lab, guest, *BESIDE_SOURCE)
+        await migrate(lab, guest, "--migrateuri", uri)
         await assert_arrived(lab, guest, before)
         await assert_rewritten(proxy)
 
@@ -140,16 +156,17 @@ async def test_destination_whose_configuration_names_the_proxy(lab: LibvirtLab, 
         await assert_rewritten(proxy)
 
 
-async def test_ports_that_are_redirected_to_the_proxy(lab: LibvirtLab, profile: str) -> None:
+@pytest.mark.parametrize("flags", ["", "--parallel", f"--copy-storage-all --disks-uri {DISKS_URI}"])
+async def test_ports_that_are_redirected_to_the_proxy(lab: LibvirtLab, profile: str, flags: str) -> None:
     """The source connects to the destination's QEMU, as it thinks."""
-    redirected = lab.destination.redirected(f"{PORT}-49215", 4444)
     proxy_there = proxy_on(lab.destination, f"{DESTINATION}:4444", f"{DESTINATION}:{PORT}", *repairing(profile))
-    async with lab.guest() as guest, proxy_there as proxy:
+    async with lab.guest(devices=disk_to_copy(lab)) as guest, proxy_there as proxy:
         before = await guest.wait_runs(lab.source)
-        with redirected:
-            await migrate(lab, guest, *STRAIGHT)
+        with lab.destination.redirected(f"{PORT}-49215", 4444):
+            await migrate(lab, guest, "--unsafe", *flags.split(), *STRAIGHT)
         await assert_arrived(lab, guest, before)
         await assert_rewritten(proxy)
+    assert disks_are_equal(lab) == ("--copy-storage-all" in flags)
 
 
 async def test_refused_and_then_allowed(lab: LibvirtLab, profile: str) -> None:
@@ -191,15 +208,10 @@ async def test_tunnelled_passes_by_the_proxy(lab: LibvirtLab, profile: str) -> N
 
 async def test_disks_are_copied_past_the_proxy(lab: LibvirtLab, profile: str) -> None:
     """NBD goes where the stream goes, unless --disks-uri says otherwise."""
-    path, size = "/var/lib/disk", 1 << 20
-    source, destination = lab.source.file(path), lab.destination.file(path)
-    source.write_bytes(b"\xa5" * size)
-    destination.write_bytes(b"\0" * size)
-    driver = "<driver name='qemu' type='raw'/>"
-    disk = f"<disk type='file'>{driver}<source file='{path}'/><target dev='vda' bus='virtio'/></disk>"
-    async with lab.guest(devices=disk) as guest, beside_source(lab, *repairing(profile)) as proxy:
+    async with lab.guest(devices=disk_to_copy(lab)) as guest, beside_source(lab, *repairing(profile)) as proxy:
         before = await guest.wait_runs(lab.source)
-        await migrate(lab, guest, "--copy-storage-all", "--disks-uri", f"tcp://{DESTINATION}:49300", *BESIDE_SOURCE)
+        disks = ("--copy-storage-all", "--disks-uri", DISKS_URI)
+        await migrate(lab, guest, *disks, "--migrateuri", f"tcp://{SOURCE}:{PORT}")
         await assert_arrived(lab, guest, before)
         await assert_rewritten(proxy)
-    assert destination.read_bytes() == source.read_bytes()
+    assert disks_are_equal(lab)
