@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 NETWORK := $(VENV)/.network
+LIBVIRT := $(VENV)/.libvirt
+LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities captures test check format clean system
+.PHONY: help demo lab matrix capabilities libvirt captures test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +25,9 @@ matrix: $(READY) ## move a guest between every two lab hosts, and compare with w
 
 capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--suites bookworm,trixie" is quicker
 	$(BIN)/python -m tests.lab.capabilities $(LAB)
+
+libvirt: $(LIBVIRT) ## virsh migrate through the proxy, between two libvirt daemons (2 minutes; installs libvirt)
+	$(BIN)/python -m pytest tests/live/libvirt_migrations.py
 
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
@@ -58,4 +63,8 @@ $(BROWSER): $(READY) tools/install-browser
 
 $(NETWORK): $(READY) tools/install-system-packages
 	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2
+	@touch $@
+
+$(LIBVIRT): $(NETWORK)
+	@sh tools/install-system-packages "$(PYTHON)" $(LIBVIRT_PROGRAMS)
 	@touch $@

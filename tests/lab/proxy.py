@@ -17,7 +17,7 @@ from tests.lab.qmp import LabError
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from tests.lab.netns import Namespace
 
@@ -43,7 +43,7 @@ class Proxy:
                     self.uri = f"tcp:{match[1]}:{match[2]}"
                     return
                 await trio.sleep(_POLL)
-        raise LabError(f"the proxy does not listen: {self.text()}")
+        raise LabError(f"the proxy does not listen (exit code {self._process.returncode}): {self.text()}")
 
     def text(self) -> str:
         """What the proxy wrote on standard error so far."""
@@ -88,7 +88,11 @@ class Proxy:
 
 @asynccontextmanager
 async def running_proxy(
-    destination: str | None, *options: str, listen: str = "tcp:127.0.0.1:0", namespace: Namespace | None = None
+    destination: str | None,
+    *options: str,
+    listen: str = "tcp:127.0.0.1:0",
+    namespace: Namespace | None = None,
+    entering: Sequence[str] = (),
 ) -> AsyncIterator[Proxy]:
     """Run a proxy for the length of an `async with`.
 
@@ -97,10 +101,11 @@ async def running_proxy(
         options: further options of `vmstate-proxy run`.
         listen: the URI for --listen.
         namespace: the network namespace that it runs in; None for this machine's own.
+        entering: what stands before the command, such as `tests.lab.namespace.Namespace.entering()`.
     """
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
         directory = Path(folder)
-        command = [sys.executable, "-m", "proxy", "run", "--listen", listen]
+        command = [*entering, sys.executable, "-m", "proxy", "run", "--listen", listen]
         command += ["--transparent"] if destination is None else ["--connect", destination]
         command += ["--report", str(directory / "report"), *options]
         process = Process(namespace.command(*command) if namespace else command, directory / "output", cwd=_ROOT)
