@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab.qmp import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 MIRROR_VARIABLE = "VMSTATE_PROXY_LAB_MIRROR"
 """Environment variable: URL of a Debian mirror, for machines whose apt sources name none (Ubuntu)."""
@@ -67,7 +68,7 @@ def download_packages(suite: str, packages: Sequence[str], folder: Path, archite
     Args:
         suite: Debian release, such as "trixie".
         packages: their names.
-        folder: absolute; keeps what was downloaded for the next time.
+        folder: absolute; keeps what was downloaded for the next time, and nothing older.
         architecture: Debian's name of it.
 
     Raises:
@@ -85,9 +86,24 @@ def download_packages(suite: str, packages: Sequence[str], folder: Path, archite
     configuration = folder / "apt.conf"
     configuration.write_text(_CONFIGURATION.format(folder=folder, architecture=architecture))
     _apt(configuration, "update")
-    _apt(configuration, "autoclean")  # what is left in archives/ is what the mirror has today
+    wanted = {archives / name for name in _names(configuration, packages)}
+    # Not apt's autoclean: it keeps a kernel of another version as long as the mirror has that one, too.
+    for path in archives.glob("*.deb"):
+        if path not in wanted:
+            path.unlink()
     _apt(configuration, "install", "--yes", "--download-only", *packages)
-    return sorted(archives.glob("*.deb"))
+    return sorted(wanted)
+
+
+def _names(configuration: Path, packages: Sequence[str]) -> Iterator[str]:
+    """Yield the name of each .deb file that packages and all that they depend on come in."""
+    with tempfile.TemporaryDirectory() as empty:
+        # It prints what is not in the archives yet.
+        option = f"Dir::Cache::archives={empty}"
+        printed = _apt(configuration, "install", "--yes", "--print-uris", "-o", option, *packages)
+    for line in printed.splitlines():
+        if line.startswith("'"):  # 'URI' NAME SIZE DIGEST
+            yield line.split()[1]
 
 
 def own_architecture() -> str:
@@ -122,7 +138,8 @@ def _mirror() -> str:
     raise ImageError(f"no Debian mirror among this machine's apt sources; name one in {MIRROR_VARIABLE} (a URL)")
 
 
-def _apt(configuration: Path, *arguments: str) -> None:
+def _apt(configuration: Path, *arguments: str) -> str:
+    """Run apt-get and return what it said."""
     command = ["apt-get", "-c", str(configuration), "--quiet", *arguments]
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     result = subprocess.run(
@@ -138,3 +155,4 @@ def _apt(configuration: Path, *arguments: str) -> None:
         words = [line for line in result.stdout.splitlines() if line.startswith(("E:", "W:", "Err:"))]
         told = "\n".join(words or result.stdout.splitlines()[-5:])
         raise ImageError(f"apt-get {arguments[0]} failed; is the network there?\n{told}")
+    return result.stdout

@@ -109,7 +109,10 @@ def _build(suite: str, packages: Path, folder: Path, tell: Callable[[str], None]
     debs = download_packages(suite, _PACKAGES, packages)
     tell(f"{suite}: reading {len(debs)} packages")
     tree = read_packages(debs, _wanted)
-    kernel = next((tree[path] for path in sorted(tree) if _KERNEL.fullmatch(path)), None)
+    kernels = [path for path in tree if _KERNEL.fullmatch(path)]
+    if len(kernels) > 1:
+        raise ImageError(f"{suite}: more than one kernel in the packages: {', '.join(sorted(kernels))}")
+    kernel = tree[kernels[0]] if kernels else None
     if not isinstance(kernel, File) or kernel[56:60] != _IMAGE_MAGIC:
         raise ImageError(f"{suite}: no uncompressed arm64 kernel in the packages")
     tell(f"{suite}: packing")
