@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 LIMIT = 60.0
 """Seconds for one migration; the machine may have other things to do."""
 
+_WHOLE_LIMIT = 150.0
+"""Seconds for it with both guests' start and end: also a QEMU that does not answer its monitor is left behind."""
+
 _POLL = 0.02
 
 NOT_THERE = "QEMU has it not"
@@ -218,9 +221,11 @@ async def attempted(
         folder = Path(name)
         run = _Run(shape, here, there, treatment, machine + shape.properties, folder, options, proxied)
         try:
-            return await (run.over_tcp() if shape.via == "tcp" else run.over_a_file())
+            with trio.move_on_after(_WHOLE_LIMIT):
+                return await (run.over_tcp() if shape.via == "tcp" else run.over_a_file())
         except BaseExceptionGroup as group:
             raise _alone(group) from group  # what a tap's nursery has wrapped
+        return Attempt(problem=f"hangs: not over within {_WHOLE_LIMIT:.0f} s")
 
 
 @dataclass
