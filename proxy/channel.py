@@ -17,6 +17,10 @@ _BUFFER: Final = 1 << 20
 _PATIENCE: Final = 5.0
 """Seconds between the end of a channel and that of the main one; the two may overtake each other on the way."""
 
+# A destination that loses its channels before it has noticed that the main one is gone may wait for ever for what was
+# still to come on them, and then answers its monitor no more (`multifd_recv_sync_main` of `migration/multifd.c`; seen
+# with QEMU 5.2, 10.0 and 11.1). So what the source has sent is passed on, however the migration ends.
+
 
 class Channel:
     """Carries one channel.
@@ -26,12 +30,12 @@ class Channel:
     """
 
     def __init__(
-        self, dial: "Callable[[], Awaitable[Connection]]", source: "Connection", main_is_complete: trio.Event
+        self, dial: "Callable[[], Awaitable[Connection]]", source: "Connection", main_is_over: trio.Event
     ) -> None:
         self.dialled = False
         self._dial = dial
         self._source = source
-        self._main_is_complete = main_is_complete
+        self._main_is_over = main_is_over
         self._scope = trio.CancelScope()
         self._clean = False
         self._swallowing = False
@@ -60,12 +64,14 @@ class Channel:
             _close(self._source, clean=self._clean)
 
     def end(self, *, clean: bool) -> None:
-        """Say that the migration has ended: what is under way may end in order, or is reset."""
+        """Say that the main connection has ended; what was sent on this one before may still pass."""
         self._clean = clean
-        if clean:
-            self._scope.deadline = trio.current_time() + _PATIENCE
-        else:
-            self._scope.cancel()
+        self._main_is_over.set()
+        self._scope.deadline = trio.current_time() + _PATIENCE
+
+    def cut(self) -> None:
+        """Carry no more."""
+        self._scope.cancel()
 
     def swallow(self) -> None:
         """Carry no more, and take what the source still sends, so that it sees no error."""
@@ -75,8 +81,8 @@ class Channel:
     async def _pump(self, here: "Connection", there: "Connection") -> None:
         await pass_on(here, there)
         with trio.move_on_after(_PATIENCE):
-            await self._main_is_complete.wait()
-        if not self._main_is_complete.is_set():
+            await self._main_is_over.wait()
+        if not self._main_is_over.is_set():
             raise PeerError(here.peer, "ended it before the migration was complete")
         await there.finish()
 

@@ -230,8 +230,9 @@ class Session:
             self.report.failed("the proxy was stopped")
             raise
         finally:
-            self._end_channels(clean=clean)
             self._close(clean=clean)
+            for channel in self._channels:
+                channel.end(clean=clean)
             if self._returned is not None:
                 self._returned[0].reset()
 
@@ -275,7 +276,8 @@ class Session:
 
     async def _pause(self, error: PeerError) -> None:
         """Wait for the source to come back, or for the last call."""
-        self._end_channels(clean=False)
+        for channel in self._channels:
+            channel.cut()
         self._close(clean=False)
         self._has_preempt = False
         if self._returned is None:
@@ -354,10 +356,6 @@ class Session:
                 connection.close()
             elif connection is not None:
                 connection.reset()
-
-    def _end_channels(self, *, clean: bool) -> None:
-        for channel in self._channels:
-            channel.end(clean=clean)
 
     async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""

@@ -410,7 +410,8 @@ async def _counts_beyond(vm: Vm, left: int) -> bool:
 
 async def _is_running(vm: Vm) -> bool:
     try:
-        return await vm.status() == "running"
+        with trio.fail_after(LIMIT):
+            return await vm.status() == "running"
     except VmExitedError:
         return False
 

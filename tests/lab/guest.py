@@ -62,6 +62,15 @@ def counter_guest(touch_pages: int = 0, lap_bits: int = 23, *, dirty: bool = Fal
     return program.assemble()
 
 
+def idle_guest() -> bytes:
+    """Make a guest that does nothing, and leaves the machine's processors to others."""
+    program = Program()
+    program.label("idle")
+    program.wfi()
+    program.b("idle")
+    return program.assemble()
+
+
 def hostile_guest(payload: bytes, lap_bits: int = 23) -> bytes:
     """Make a guest that places payload in the vmstate of a device, byte for byte, then counts as `counter_guest` does.
 
