@@ -5,9 +5,10 @@ Source: QEMU `target/arm/machine.c` (`vmstate_arm_cpu` and its subsections); the
 
 import re
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from struct import Struct as PackedStruct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from construct import Array, Bytes, Flag, Int8ub, Int32ub, Int64sb, Int64ub, Struct, this
 
@@ -78,8 +79,30 @@ _BE32: Final = PackedStruct(">I")
 _BE64: Final = PackedStruct(">Q")
 _FIRST_ID: Final = _COUNT_OFFSET + _BE32.size
 
+_MOST_KEPT: Final = 4096
+"""Registers; a longer list, which no QEMU sends, is not remembered."""
+
+_Index: TypeAlias = tuple[tuple[int, ...], dict[int, int]]
+
 _RUN_OF_REGISTER_IDS: Final = re.compile(rb"(?:[\x40\x60][\x20-\x60].{6}){16}", re.DOTALL)
 """Sixteen KVM register ids in a row: KVM_REG_ARM or KVM_REG_ARM64 on top, then the size."""
+
+
+def _index_at(held: bytearray | memoryview, start: int, count: int) -> "_Index | None":
+    """Return the ids of a register list, be64 each, and the index of each; None unless they strictly ascend.
+
+    The vCPUs of a guest have the same ids, and each list is looked at more than once.
+    """
+    ids = bytes(held[start : start + 8 * count])
+    return _index(ids) if count <= _MOST_KEPT else _index.__wrapped__(ids)
+
+
+@lru_cache(maxsize=8)
+def _index(ids: bytes) -> "_Index | None":
+    numbers: tuple[int, ...] = PackedStruct(f">{len(ids) // 8}Q").unpack(ids)
+    if any(low >= high for low, high in pairwise(numbers)):
+        return None
+    return numbers, {register_id: index for index, register_id in enumerate(numbers)}
 
 
 class RegisterList:
@@ -98,11 +121,13 @@ class RegisterList:
         """Look at the section whose body begins at `buffer[body:]`; `cpregs_end` must have accepted it."""
         count: int = _BE32.unpack_from(buffer, body + _COUNT_OFFSET)[0]
         first_id = body + _FIRST_ID
+        index = _index_at(buffer, first_id, count)
+        assert index is not None
         self.vcpu = vcpu
-        self.ids: tuple[int, ...] = PackedStruct(f">{count}Q").unpack_from(buffer, first_id)
+        self.ids: tuple[int, ...] = index[0]
         self._buffer = buffer
         self._values: int = first_id + 8 * count
-        self._position_of = {register_id: index for index, register_id in enumerate(self.ids)}
+        self._position_of = index[1]
 
     def __contains__(self, register_id: int) -> bool:
         return register_id in self._position_of
@@ -126,8 +151,11 @@ class RegisterList:
 
     def items(self) -> Iterator[tuple[int, int]]:
         """Yield (id, value) in the order of the wire."""
-        values = PackedStruct(f">{len(self.ids)}Q").unpack_from(self._buffer, self._values)
-        return zip(self.ids, values, strict=True)
+        return zip(self.ids, self.values(), strict=True)
+
+    def values(self) -> tuple[int, ...]:
+        """Return the values in the order of the wire."""
+        return PackedStruct(f">{len(self.ids)}Q").unpack_from(self._buffer, self._values)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -162,10 +190,7 @@ def cpregs_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
     cpregs: int = first_id + 16 * count + _AFTER_SIZE
     if cpregs > end:
         return None
-    ids = PackedStruct(f">{count}Q").unpack_from(held, first_id)
-    if any(low >= high for low, high in pairwise(ids)):
-        return None
-    return cpregs
+    return cpregs if _index_at(held, first_id, count) is not None else None
 
 
 def quick_body_end(held: bytearray, body: int, end: int) -> int | None:

@@ -10,12 +10,13 @@ import re
 from collections import defaultdict, deque
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from formats import arm_cpu
 from formats.errors import UnlocatableSectionError
 from formats.readers import ITERABLE
-from formats.records import SECTION_HEADER, RecordType, read
+from formats.records import RecordType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,10 @@ _MOST_CUTS: Final = 1 << 16
 
 _MOST_STARTS: Final = 64
 """More places than this where an iterable section might start, before one fits, are not weighed."""
+
+_HEADER_START: Final = Struct(">BIB")
+_HEADER_END: Final = Struct(">II")
+_NAME: Final = re.compile(rb"[ -~]+")
 
 _CUT: Final = re.compile(rb"\x7e(?=.{4}[\x00\x01\x04])", re.DOTALL)
 NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vmdesc=off)"
@@ -265,16 +270,19 @@ def _header_at(
     held: bytearray, position: int, end: int, record_type: RecordType = RecordType.SECTION_FULL
 ) -> _Header | None:
     """Read the section header at `position`; None when there is none, or none with a name that QEMU could have."""
-    window = bytes(held[position : min(end, position + _LONGEST_HEADER)])
-    if len(window) < 6 or window[0] != record_type or not window[5]:
+    # `SECTION_HEADER` by hand: forged headers may be many, and those of the vCPUs are read while the guest stands.
+    if end - position < _HEADER_START.size or held[position] != record_type:
         return None
-    if not all(0x20 <= byte < 0x7F for byte in window[6 : 6 + window[5]]):
+    _, section_id, length = _HEADER_START.unpack_from(held, position)
+    name_start = position + _HEADER_START.size
+    body = name_start + length + _HEADER_END.size
+    if not length or body > end:
         return None
-    found = read(SECTION_HEADER, memoryview(window), position)
-    if found is None:
+    name = bytes(held[name_start : name_start + length])
+    if not _NAME.fullmatch(name):
         return None
-    parsed, size = found
-    return _Header(position, position + size, parsed.section_id, parsed.name, parsed.instance_id, parsed.version_id)
+    instance_id, version_id = _HEADER_END.unpack_from(held, name_start + length)
+    return _Header(position, body, section_id, name.decode("ascii"), instance_id, version_id)
 
 
 def _footer_at(held: bytearray, position: int) -> int | None:

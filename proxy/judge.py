@@ -2,13 +2,14 @@
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from formats.id_fields import IdField, differing
 from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe
 from proxy.acceptance import NO_SUCH_REGISTER, refused_by
+from proxy.comparison import Comparison
 from proxy.harmless import harmless
 from proxy.policy import NO_MIDR, Mode, Policy
 from proxy.rules import RuleAction
@@ -106,6 +107,11 @@ class Judge:
     policy: Policy
     host: "HostProfile | None"
     trial: Trial | None = None
+    _comparison: Comparison | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.host is not None:
+            object.__setattr__(self, "_comparison", Comparison(self.host))
 
     def refused(self, registers: Iterable[tuple[int, int | None]]) -> dict[int, str]:
         """Tell which registers of a vCPU the destination does not take as they are, and why, by id."""
@@ -115,19 +121,26 @@ class Judge:
 
     def judge(self, registers: Registers) -> list[Verdict]:
         """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""
-        if self.host is None:
+        if self.host is None or self._comparison is None:
             return []
-        refused = self.refused(registers.items())
-        verdicts = list(self._verdicts(registers, self.host, refused))
+        # A kernel is asked about all of them; a profile only has words for those that differ from its own.
+        looked_at = self._comparison.differing(registers) if self.trial is None else list(registers.items())
+        verdicts = list(self._verdicts(registers, looked_at, self.host, self.refused(looked_at)))
         if self.trial is not None and all(verdict.action is not Action.REFUSE for verdict in verdicts):
             verdicts += self._still_refused(registers, verdicts)
         return verdicts
 
-    def _verdicts(self, registers: Registers, host: "HostProfile", refused: dict[int, str]) -> Iterator[Verdict]:
+    def _verdicts(
+        self,
+        registers: Registers,
+        looked_at: list[tuple[int, int | None]],
+        host: "HostProfile",
+        refused: dict[int, str],
+    ) -> Iterator[Verdict]:
         processor = self._processor(registers, host)
         if processor is not None:
             yield processor
-        for register, value in registers.items():
+        for register, value in looked_at:
             why = refused.get(register)
             own = host.values.get(register)
             if register == MIDR_EL1 and processor is not None:
@@ -197,7 +210,7 @@ class Judge:
         def verdict(action: Action, rule: str) -> Verdict:
             return Verdict(vcpu, register, action, old, new, rule, why or "")
 
-        fields = [field.name for field in differing(register, old, new)]
+        fields = [one.name for one in differing(register, old, new)]
         rules = {name: self.policy.rules.for_field(register, name) for name in fields}
         strict = next((rule for rule in rules.values() if rule and rule.action is RuleAction.REFUSE), None)
         if strict is not None:
