@@ -113,6 +113,7 @@ class StreamParser:
         self._early: list[EarlySection] = []
         self._hold = DeviceStateHold(device_state_limit)
         self._vmdesc_overdue = False
+        self._vmdesc_waived = False
         self._last_word = False
         self._located: DeviceState | None = None
         self._page_sizes = 0
@@ -189,6 +190,15 @@ class StreamParser:
         """
         self._vmdesc_overdue = self.awaiting_vmdesc
         self._last_word = last_word
+
+    def without_vmdesc(self) -> None:
+        """Say that nothing is to wait for the vmdesc that is awaited, unless the footers leave a doubt.
+
+        When the bytes fed so far are all of the device state, the one way to cut them is the true one. When they are
+        not, and only seem to end, what is released is no whole state for any destination, and whatever follows but a
+        vmdesc that describes the same sections is an error: such a migration ends while the source has its guest.
+        """
+        self._vmdesc_waived = self.awaiting_vmdesc
 
     def next_event(self) -> AnyEvent | NeedData:
         """Return the next event.
@@ -556,9 +566,8 @@ class StreamParser:
                 sections, vmdesc = self._hold.locate_by_vmdesc(self._early, self._offset)
                 self._state = State.DONE
                 return self._release(sections, vmdesc)
-        if self.awaiting_vmdesc and (self._vmdesc_overdue or self._source_ended):
-            self._vmdesc_overdue = False
-            located = self._hold.locate_by_footers(self._early, self._offset)
+        if self.awaiting_vmdesc and (self._vmdesc_overdue or self._vmdesc_waived or self._source_ended):
+            located = self._located_by_footers()
             if located is not None:
                 self._state = State.AFTER_EOF
                 self._located = self._release(located, None)
@@ -571,6 +580,17 @@ class StreamParser:
                     advice=NO_VMDESC,
                 )
         return NEED_DATA
+
+    def _located_by_footers(self) -> list[DeviceSection] | None:
+        """Locate the sections without a vmdesc; None when that is not possible, or not yet to be decided."""
+        only_if_certain = self._vmdesc_waived and not self._vmdesc_overdue
+        self._vmdesc_overdue = self._vmdesc_waived = False
+        try:
+            return self._hold.locate_by_footers(self._early, self._offset)
+        except UnlocatableSectionError:
+            if only_if_certain and not self._source_ended:
+                return None
+            raise
 
     def _early_device_state(self, sections: list[DeviceSection]) -> DeviceState:
         """Device sections before RAM, as virtio-mem sends: they end where an iterable section starts."""

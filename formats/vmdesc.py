@@ -127,8 +127,16 @@ class Layout:
         return Struct(*members)
 
     def headers(self, start: int = 0) -> "Iterator[tuple[int, bytes]]":
-        """Yield where each subsection header stands, counted from the layout's start, and what stands there."""
-        position = start
+        """Yield where each subsection header stands when the layout begins at `start`, and what stands there."""
+        for where, header in self._headers:
+            yield start + where, header
+
+    @cached_property
+    def _headers(self) -> tuple[tuple[int, bytes], ...]:
+        return tuple(self._find_headers())
+
+    def _find_headers(self) -> "Iterator[tuple[int, bytes]]":
+        position = 0
         for field in self.fields:
             if field.struct is not None and field.struct.has_subsections:
                 for index in range(1 if field.count is None else field.count):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from formats.id_fields import IdField, differing
+from formats.id_fields import IdField, differing, fields_of
 from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe
 from proxy.acceptance import NO_SUCH_REGISTER, refused_by
@@ -118,6 +118,11 @@ class Judge:
         if self.trial is not None:
             return self.trial.refused(registers)
         return {} if self.host is None else refused_by(self.host, registers)
+
+    def prepare(self) -> None:
+        """Load the tables that verdicts need, so that no guest stands while they are read."""
+        fields_of(MIDR_EL1)
+        harmless()
 
     def judge(self, registers: Registers) -> list[Verdict]:
         """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""

@@ -1,6 +1,7 @@
 """The relay: accepts migrations and runs a session for each, until it is told to stop."""
 
 import errno
+import gc
 import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -74,6 +75,8 @@ class Relay:
             listeners = await self._listen(addresses)
             for listener in listeners:
                 self.say(f"listening on {listener.name}, for {self.config.route}")
+            self.config.judge.prepare()
+            gc.freeze()  # what is loaded now stays; the collector need not look at it while a guest stands
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
                 async with trio.open_nursery() as sessions:

@@ -190,6 +190,16 @@ class Rewriter:
         self._parser.vmdesc_overdue(last_word=last_word)
         return self._events()
 
+    def without_vmdesc(self) -> list[Raw]:
+        """Return what may go on without the vmdesc that is awaited; nothing if there is a doubt. Raises as `feed` does.
+
+        See `StreamParser.without_vmdesc`.
+        """
+        if self._require.vmdesc:
+            return []
+        self._parser.without_vmdesc()
+        return self._events()
+
     @property
     def skippable(self) -> int:
         """How many of the next bytes need not be fed; see `StreamParser.skippable`."""

@@ -382,6 +382,9 @@ class Session:
         await self._release(destination, pieces)
         waits = 0
         while True:
+            if rewriter.awaiting_vmdesc and not waits:
+                # The guest stands; what the footers leave no doubt about need not wait for a vmdesc.
+                await self._release(destination, rewriter.without_vmdesc())
             received = await self._receive()
             waits = waits + 1 if received is None else 0
             if received is None:

@@ -43,7 +43,8 @@ from proxy.session import DEFAULT_VMDESC_WAIT
     type=click.FloatRange(0.01, 60),
     default=DEFAULT_VMDESC_WAIT,
     show_default=True,
-    help="How long to wait for a vmdesc that may not come (machine property suppress-vmdesc=on).",
+    help="How long to wait for a vmdesc that may not come (machine property suppress-vmdesc=on), where nothing else "
+    "tells for certain where the sections end.",
 )
 @click.option(
     "--source",

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -36,6 +37,7 @@ from tests.streams import (
     Seen,
     be32,
     be64,
+    buffer_section,
     capture,
     collect,
     command,
@@ -638,6 +640,57 @@ def test_what_only_looks_like_the_end_is_waited_on() -> None:
     reading.feed(whole[at:])
     assert reading.raw == whole
     assert reading.states[0].vmdesc is not None
+
+
+def waived(stream: bytes) -> Reading:
+    """Feed a stream to what may be its end, and say that nothing waits for a vmdesc."""
+    reading = Reading()
+    reading.feed(stream)
+    assert reading.parser.awaiting_vmdesc
+    reading.parser.without_vmdesc()
+    reading.drain()
+    return reading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_vmdesc_that_nothing_waits_for(name: str) -> None:
+    parts = recorded(name)
+    reading = waived(parts.bare())
+    assert reading.raw == parts.bare()
+    assert reading.parser.state is State.AFTER_EOF
+    reading.feed(capture(name)[len(parts.bare()) :])
+    assert reading.raw == capture(name)
+
+
+def test_a_doubt_is_waited_out() -> None:
+    """Footers that allow two ways: the vmdesc decides when it comes, and it is an error only if it does not."""
+    parts = small()
+    sections = parts.sections[-2:]
+    body = sections[0].body + footer(sections[0].section_id) + sections[1].header + sections[1].body
+    doubtful = parts.replaced(len(parts.sections) - 2, buffer_section(sections[0].section_id, sections[0].name, body))
+    reading = waived(doubtful.bare())
+    assert reading.raw == parts.head
+    assert reading.parser.awaiting_vmdesc
+    reading.feed(vmdesc_record(doubtful.vmdesc()))
+    assert reading.raw == doubtful.stream()
+    assert reading.states[0].vmdesc is not None
+    with pytest.raises(UnlocatableSectionError):
+        overdue(doubtful.bare())
+
+
+def test_what_follows_a_state_that_only_seemed_whole_is_an_error() -> None:
+    """A guest that has a footer and a zero placed where a chunk ends hurts its own migration only."""
+    parts = small()
+    index = parts.index("pl011")
+    section = parts.sections[index]
+    body = footer(section.section_id) + b"\0" + bytes(len(section.body) - 6)
+    whole = parts.replaced(index, replace(section, body=body)).stream()
+    end = whole.index(footer(section.section_id) + b"\0") + 6
+    reading = waived(whole[:end])
+    assert reading.raw == whole[:end]
+    with pytest.raises(MalformedStreamError):
+        reading.feed(whole[end:])
+    assert reading.raw == whole[:end]
 
 
 def test_the_vmdesc_is_not_overdue_before_the_device_state() -> None:
