@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MEMORY = Path("/dev/shm")
 _MACHINE = "virt-7.2"
 _PAGE = 4096
-_LIMIT = 300.0
+_LIMIT = 60.0
 _SEED = 20
 
 

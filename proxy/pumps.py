@@ -5,25 +5,39 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.errors import FormatError
+from proxy.connection import SocketConnection
 from proxy.errors import ProxyError
+from proxy.splicing import splice_on
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from proxy.connection import Connection
 
 _BUFFER: Final = 1 << 20
 
 
-async def pass_on(here: "Connection", there: "Connection") -> None:
+async def pass_on(here: "Connection", there: "Connection", on_bytes: "Callable[[int], None]" = lambda _: None) -> None:
     """Pass bytes on, as they are, to the end of `here`, which is not carried over.
+
+    Args:
+        here: Where they come from.
+        there: Where they go.
+        on_bytes: Is told how many have gone on, each time.
 
     Raises:
         PeerError: One of the two broke.
     """
+    if (
+        isinstance(here, SocketConnection)
+        and isinstance(there, SocketConnection)
+        and await splice_on(here, there, on_bytes)
+    ):
+        return
     with memoryview(bytearray(_BUFFER)) as buffer:
         while length := await here.receive(buffer):
             await there.send(buffer[:length])
+            on_bytes(length)
 
 
 async def together(*pumps: "Awaitable[None]") -> None:

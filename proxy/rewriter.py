@@ -110,6 +110,11 @@ class Rewriter:
         return self._given_up or (self._parser.complete and self._refusal is None)
 
     @property
+    def opaque(self) -> bool:
+        """Whether what is still to come is passed on as it is: a postcopy guest's memory, or what cannot be read."""
+        return self._given_up or self._parser.postcopy
+
+    @property
     def return_path(self) -> bool:
         """Whether the source opened a return path."""
         return self._parser.return_path

@@ -13,7 +13,7 @@ from formats.return_path import ReturnPathListener, shut
 from proxy.channel import Channel, swallow
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.judge import Judge
-from proxy.pumps import together
+from proxy.pumps import pass_on, together
 from proxy.report import Report
 from proxy.rewriter import Rewriter
 from proxy.route import Route
@@ -385,7 +385,11 @@ class Session:
             if rewriter.awaiting_vmdesc and not waits:
                 # The guest stands; what the footers leave no doubt about need not wait for a vmdesc.
                 await self._release(destination, rewriter.without_vmdesc())
-            received = await self._receive()
+            if rewriter.opaque:
+                await self._pass_on(destination)
+                received: int | None = 0
+            else:
+                received = await self._receive()
             waits = waits + 1 if received is None else 0
             if received is None:
                 await self._release(destination, rewriter.vmdesc_overdue(last_word=waits == _MOST_WAITS))
@@ -397,6 +401,16 @@ class Session:
                 await self._release(destination, rewriter.end())
                 await destination.finish()
                 return
+
+    async def _pass_on(self, destination: "Connection") -> None:
+        """Pass on all that is still to come, which is not looked at."""
+        report = self.report
+
+        def count(length: int) -> None:
+            report.bytes_in += length
+            report.bytes_out += length
+
+        await pass_on(self._source, destination, count)
 
     async def _receive(self) -> int | None:
         """Receive into the buffer; None when a vmdesc that seems to be missing is overdue."""

@@ -1,0 +1,135 @@
+"""Bytes that stay in the kernel on their way: all of them arrive, and what breaks is said of the right peer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from proxy.connection import SocketConnection
+from proxy.errors import PeerError
+from proxy.pumps import pass_on
+from proxy.splicing import splice_on
+from tests.proxy.test_session import connect, listen, receive, reset, rest, send
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from tests.proxy.test_session import Socket
+
+SOME = random.Random(5).randbytes(9_000_001)
+
+
+class Pair:
+    """Two connections, and the sockets at their far ends."""
+
+    def __init__(self, here: Socket, near: Socket, there: Socket, far: Socket) -> None:
+        self.here = SocketConnection("source", here)
+        self.near = near
+        self.there = SocketConnection("destination", there)
+        self.far = far
+
+
+@asynccontextmanager
+async def tcp() -> AsyncIterator[Pair]:
+    with trio.fail_after(20), await listen() as listener:
+        sockets = []
+        for _ in range(2):
+            sockets.append(await connect(listener.getsockname()))
+            sockets.append((await listener.accept())[0])
+        with sockets[0], sockets[1], sockets[2], sockets[3]:
+            yield Pair(*sockets)
+
+
+@asynccontextmanager
+async def unix() -> AsyncIterator[Pair]:
+    here, near = trio.socket.socketpair()
+    there, far = trio.socket.socketpair()
+    with trio.fail_after(20), here, near, there, far:
+        yield Pair(here, near, there, far)
+
+
+@pytest.mark.parametrize("kind", [tcp, unix])
+async def test_every_byte_arrives_and_the_end_is_left_to_the_caller(
+    kind: Callable[[], AbstractAsyncContextManager[Pair]],
+) -> None:
+    counted = 0
+
+    def count(length: int) -> None:
+        nonlocal counted
+        counted += length
+
+    async with kind() as it, trio.open_nursery() as nursery:
+
+        async def carry() -> None:
+            assert await splice_on(it.here, it.there, count)
+            await it.there.finish()
+
+        async def feed() -> None:
+            await send(it.near, SOME)
+            it.near.shutdown(socket.SHUT_WR)
+
+        nursery.start_soon(carry)
+        nursery.start_soon(feed)
+        assert await rest(it.far) == (SOME, "end of file")
+        assert counted == len(SOME)
+        # The other way is open still.
+        await send(it.far, b"back")
+        with memoryview(bytearray(9)) as buffer:
+            assert bytes(buffer[: await it.there.receive(buffer)]) == b"back"
+
+
+async def test_small_pieces_do_not_wait_for_more() -> None:
+    async with tcp() as it, trio.open_nursery() as nursery:
+        nursery.start_soon(splice_on, it.here, it.there)
+        for piece in (b"a", b"bc", b"d" * 5000):
+            await send(it.near, piece)
+            assert await receive(it.far, len(piece)) == piece
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_source_that_is_reset() -> None:
+    async with tcp() as it:
+        reset(it.near)
+        with pytest.raises(PeerError, match="the source broke the connection: Connection reset by peer"):
+            await splice_on(it.here, it.there)
+
+
+async def test_a_destination_that_is_reset() -> None:
+    async with tcp() as it, trio.open_nursery() as nursery:
+        reset(it.far)
+        nursery.start_soon(send, it.near, bytes(100_000))
+        with pytest.raises(PeerError, match="the destination broke the connection: "):
+            await splice_on(it.here, it.there)
+
+
+async def test_no_descriptor_is_left_behind() -> None:
+    async with tcp() as it:
+        before = os.listdir("/proc/self/fd")
+        with trio.move_on_after(0.05):
+            await splice_on(it.here, it.there)
+        assert os.listdir("/proc/self/fd") == before
+
+
+async def test_sockets_that_the_kernel_cannot_splice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def splice(*_: object, **__: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "splice", splice)
+    async with tcp() as it, trio.open_nursery() as nursery:
+
+        async def carry() -> None:
+            await pass_on(it.here, it.there)
+            await it.there.finish()
+
+        nursery.start_soon(carry)
+        await send(it.near, SOME[:50_000])
+        it.near.close()
+        assert await rest(it.far) == (SOME[:50_000], "end of file")
