@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 NETWORK := $(VENV)/.network
 LIBVIRT := $(VENV)/.libvirt
+BENCH := $(VENV)/.bench
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities libvirt captures test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt captures test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +26,9 @@ matrix: $(READY) ## move a guest between every two lab hosts, and compare with w
 
 capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--suites bookworm,trixie" is quicker
 	$(BIN)/python -m tests.lab.capabilities $(LAB)
+
+bench: $(BENCH) ## compare with socat and haproxy, and write docs/benchmarks.md (20 minutes); PARTS="migrations --rounds 3" is quicker
+	$(BIN)/python -m benchmarks $(PARTS)
 
 libvirt: $(LIBVIRT) ## virsh migrate through the proxy, between two libvirt daemons (2 minutes; installs libvirt)
 	$(BIN)/python -m pytest tests/live/libvirt_migrations.py
@@ -63,6 +67,11 @@ $(BROWSER): $(READY) tools/install-browser
 
 $(NETWORK): $(READY) tools/install-system-packages
 	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2
+	@touch $@
+
+$(BENCH): $(READY) tools/install-system-packages
+	@sh tools/install-system-packages "$(PYTHON)" socat=socat haproxy=haproxy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@
 
 $(LIBVIRT): $(NETWORK)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import socket
-import subprocess
 import sys
-import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from tests.lab.process import _die_with_parent
+from tests.lab.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 _LISTEN = "0A"  # TCP_LISTEN, the fourth column of /proc/net/tcp
 _START_LIMIT = 20.0
 _POLL = 0.01
+_MEMORY_POLL = 0.05
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"  # where haproxy is, and not everybody looks
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -46,6 +46,11 @@ class Way:
     profile: Path
     midr: str = "none"
     tls: Path | None = None
+
+    @property
+    def log(self) -> Path:
+        """What the carrier says."""
+        return self.folder / "carrier.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def _haproxy(*options: str) -> Callable[[Way], Sequence[str | Path]]:
             + "".join(f"  option {option}\n" for option in options)
             + f"listen migrations\n  bind {here}\n  server destination {there}\n"
         )
-        return ["haproxy", "-db", "-f", configuration]
+        return [shutil.which("haproxy", path=_PATH) or "haproxy", "-db", "-f", configuration]
 
     return command
 
@@ -123,37 +128,40 @@ async def carrying(carrier: Carrier, way: Way) -> AsyncIterator[Spent]:
     if carrier.command is None:
         yield spent
         return
-    with (way.folder / "carrier.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(word) for word in carrier.command(way)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            preexec_fn=_die_with_parent,
-        )
+    process = Process([str(word) for word in carrier.command(way)], way.log, cwd=ROOT)
     try:
         await _wait_listening(process, way)
         before = _cpu_seconds(process.pid)
-        yield spent
-        # A child of socat is counted when it has been waited for.
-        while _children(process.pid):
-            await trio.sleep(_POLL)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch_memory, process.pid, spent)
+            yield spent
+            while _children(process.pid):  # a child of socat is counted when it has been waited for
+                await trio.sleep(_POLL)
+            nursery.cancel_scope.cancel()
+        spent.cpu = _cpu_seconds(process.pid) - before
     finally:
-        process.send_signal(signal.SIGKILL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    spent.cpu = usage.ru_utime + usage.ru_stime - before
-    spent.resident = usage.ru_maxrss << 10
+        process.close()
 
 
-async def _wait_listening(process: subprocess.Popen[bytes], way: Way) -> None:
+async def _wait_listening(process: Process, way: Way) -> None:
     """Look, and do not connect: a destination takes one connection only."""
-    limit = time.monotonic() + _START_LIMIT
-    while not listens(way.port):
-        if process.poll() is not None or time.monotonic() > limit:
-            raise RuntimeError(f"{process.args!r} does not listen: {(way.folder / 'carrier.log').read_text()}")
-        await trio.sleep(_POLL)
+    with trio.move_on_after(_START_LIMIT):
+        while not listens(way.port) and process.returncode is None:
+            await trio.sleep(_POLL)
+    if not listens(way.port):
+        raise RuntimeError(f"it does not listen: {way.log.read_text()}")
+
+
+async def _watch_memory(pid: int, spent: Spent) -> None:
+    while True:
+        with suppress(FileNotFoundError, ValueError):  # a child that has just ended
+            spent.resident = max(spent.resident, sum(map(_peak_resident, [pid, *_children(pid)])))
+        await trio.sleep(_MEMORY_POLL)
+
+
+def _peak_resident(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 def listens(port: int) -> bool:
@@ -168,8 +176,8 @@ def _cpu_seconds(pid: int) -> float:
     return sum(map(int, words[11:15])) / _TICK  # utime, stime, cutime, cstime: proc(5), fields 14 to 17
 
 
-def _children(pid: int) -> str:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def free_port() -> int:

@@ -147,7 +147,7 @@ async def migrate(scenario: Scenario, carrier: Carrier, memory: list[str], host:
                 await source.migrate(f"tcp:127.0.0.1:{way.port}", capabilities=capabilities, parameters={**parameters})
                 outcome = await source.wait_migration(_LIMIT)
                 if outcome.status != "completed":
-                    said = (folder / "carrier.log").read_text() if carrier.command else ""
+                    said = way.log.read_text() if carrier.command else ""
                     raise RuntimeError(f"{scenario.name}, {carrier.name}: {outcome.error} {said}")
                 reply = await source.qmp("query-migrate")
                 if await destination.status() != "running":

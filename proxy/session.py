@@ -414,9 +414,10 @@ class Session:
 
     async def _receive(self) -> int | None:
         """Receive into the buffer; None when a vmdesc that seems to be missing is overdue."""
-        wait = self._config.vmdesc_wait if self._rewriter.awaiting_vmdesc else float("inf")
+        if not self._rewriter.awaiting_vmdesc:
+            return await self._source.receive(self._buffer)
         received: int | None = None
-        with trio.move_on_after(wait):
+        with trio.move_on_after(self._config.vmdesc_wait):
             received = await self._source.receive(self._buffer)
         return received
 

@@ -1,0 +1,217 @@
+"""`make bench`: measures all and writes docs/benchmarks.md; with names of parts, measures these and writes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import trio
+
+from benchmarks import offline, page, parser, startup, switchover
+from benchmarks.carriers import DIRECT, HAPROXY, HAPROXY_SPLICE, OURS, SOCAT
+from benchmarks.goals import Goal
+from benchmarks.migrations import Measured, Scenario, filled_memory, migrate, profile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.carriers import Carrier
+
+SCENARIOS = (
+    Scenario("2 GiB, random", 2048, "random"),
+    Scenario("8 GiB, zeros", 8192, "zeros"),
+    Scenario("4 GiB, mixture", 4096, "mixture"),
+    Scenario("2 GiB, random, multifd, 2 channels", 2048, "random", channels=2),
+    Scenario("2 GiB, random, multifd, 4 channels", 2048, "random", channels=4),
+    Scenario("2 GiB, random, TLS", 2048, "random", tls=True, carriers=(DIRECT, OURS, HAPROXY)),
+)
+VCPUS = (1, 8, 64, 128)
+_TRIES = 8
+
+
+class Bench:
+    """Runs the parts, and keeps what they say for the page."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.goals: list[Goal] = []
+        self.sections: list[str] = []
+        self.times: dict[str, dict[str, float]] = {}
+
+    async def migrations(self) -> None:
+        """Real migrations, through each carrier in turn."""
+        rows = []
+        lost: dict[str, int] = {}
+        with tempfile.TemporaryDirectory(prefix="vmstate-bench-") as folder:
+            host = await profile(Path(folder))
+            for scenario in SCENARIOS:
+                found = await self._scenario(scenario, host, lost)
+                medians = {carrier: _median(measured) for carrier, measured in found.items()}
+                self.times[scenario.name] = {carrier.name: one.total for carrier, one in medians.items()}
+                rows += [_row(scenario, carrier, one, medians[DIRECT]) for carrier, one in medians.items()]
+                self.goals += _goals(scenario, medians)
+        head = ["what", "through", "total", "x direct", "downtime", "CPU s/GiB", "peak resident"]
+        failures = ", ".join(f"{name} {count}" for name, count in lost.items()) or "none"
+        self.sections.append(
+            f"## Migrations\n\n{page.table(head, rows)}\n![Total times](benchmarks.svg)\n\n"
+            "Times and downtime as the source's QEMU reports them; CPU seconds of the proxy, from the first byte on, "
+            "for each GiB of guest memory. With TLS, vmstate-proxy and haproxy end it on one side and begin it on the "
+            f"other.\n\nMigrations that failed and were tried again: {failures}. With multifd a destination before "
+            "QEMU 8.0 takes the first connection for the main one; vmstate-proxy dials it first, a proxy that reads "
+            "nothing cannot know.\n"
+        )
+        page.chart(self.times)
+
+    async def _scenario(self, scenario: Scenario, host: Path, lost: dict[str, int]) -> dict[Carrier, list[Measured]]:
+        found: dict[Carrier, list[Measured]] = {carrier: [] for carrier in scenario.carriers}
+        with filled_memory(scenario) as memory:
+            for number in range(self.rounds + 1):
+                for carrier in scenario.carriers:
+                    one = await _tried(scenario, carrier, memory, host, lost)
+                    if number:  # the first round warms up
+                        found[carrier].append(one)
+                    say(f"{scenario.name}, {carrier.name}: {one.total:.2f} s, {one.cpu:.2f} CPU s/GiB")
+        return found
+
+    async def parser(self) -> None:
+        """The parser alone."""
+        full, zero = (parser.gibibytes_a_second(zero=zero, rounds=9) for zero in (False, True))
+        say(f"parser: {full:.0f} GiB/s of full pages, {zero:.0f} GiB/s of zero pages")
+        self.goals += [
+            Goal("Parser alone, full pages", full, 10, "GiB/s", at_least=True),
+            Goal("Parser alone, zero pages, guest memory", zero, 20, "GiB/s", at_least=True),
+        ]
+
+    async def switchover(self) -> None:
+        """The time that the device state takes."""
+        rows = []
+        for vmdesc in (True, False):
+            for vcpus in VCPUS:
+                one = switchover.grown(vcpus, vmdesc=vmdesc)
+                found: dict[Carrier, list[float]] = {carrier: [] for carrier in (DIRECT, OURS, SOCAT)}
+                for _ in range(3):
+                    for carrier, times in found.items():
+                        times += await switchover.measured(one, carrier, 7)
+                medians = {carrier: median(times) * 1000 for carrier, times in found.items()}
+                added = medians[OURS] - medians[DIRECT]
+                words = "with" if vmdesc else "without"
+                say(f"switchover, {vcpus} vCPUs, {words} vmdesc: {added:.2f} ms added")
+                rows.append(
+                    [f"{vcpus}, {words} vmdesc", f"{len(one.state) >> 10} KiB"]
+                    + [f"{medians[carrier]:.2f} ms" for carrier in found]
+                )
+                self.goals.append(Goal(f"Switchover, {vcpus} vCPUs, {words} vmdesc", added, 1 + 0.1 * vcpus, "ms"))
+        head = ["vCPUs", "device state", "direct", "vmstate-proxy", "socat"]
+        self.sections.append(
+            "## Switchover\n\nFrom the last byte of device state in to the last byte out. The streams are grown from "
+            f"one of KVM; each vCPU's MIDR_EL1 is swapped on the way.\n\n{page.table(head, rows)}"
+        )
+
+    async def offline(self) -> None:
+        """Rewriting a file, next to copying it."""
+        with tempfile.TemporaryDirectory(prefix="vmstate-bench-", dir=offline.FOLDER) as folder:
+            found = await trio.to_thread.run_sync(offline.measured, Path(folder), 4, self.rounds)
+        say(f"offline: cp {found.cp:.2f} s, rewrite {found.rewrite:.2f} s, {found.resident >> 20} MiB resident")
+        self.goals += [
+            Goal("`rewrite` of a 4 GiB stream, next to `cp`", found.rewrite / found.cp, 1.5),
+            Goal("`rewrite`: peak resident memory", found.resident / (1 << 20), 64, "MiB"),
+        ]
+        self.sections.append(
+            f"## Offline\n\n`cp` of a stream of 4 GiB: {found.cp:.2f} s; `vmstate-proxy rewrite` of it: "
+            f"{found.rewrite:.2f} s, {found.resident >> 20} MiB resident at most (in the page cache, in turn).\n"
+        )
+
+    async def startup(self) -> None:
+        """The program's start."""
+        taken = await trio.to_thread.run_sync(startup.seconds, 15)
+        python, *others = taken.items()
+        for name, seconds in others:
+            say(f"start-up, {name}: {seconds * 1000:.0f} ms")
+            self.goals.append(
+                Goal(f"Start-up over the interpreter's own: {name}", (seconds - python[1]) * 1000, 200, "ms")
+            )
+        rows = [[name, f"{seconds * 1000:.0f} ms"] for name, seconds in taken.items()]
+        self.sections.append(f"## Start-up\n\n{page.table(['command', 'time'], rows)}")
+
+
+async def main(words: Sequence[str]) -> int:
+    """Measure; return 1 if a goal was missed."""
+    parts = ("migrations", "parser", "switchover", "offline", "startup")
+    arguments = argparse.ArgumentParser(prog="make bench")
+    arguments.add_argument("parts", nargs="*", choices=[[], *parts], help="what to measure; all by default")
+    arguments.add_argument("--rounds", type=int, default=7)
+    options = arguments.parse_args(words)
+    bench = Bench(options.rounds)
+    for part in options.parts or parts:
+        await getattr(bench, part)()
+    goals = page.table(["goal", "measured", "bound", "met"], [goal.row() for goal in bench.goals])
+    print(goals)
+    if not options.parts:
+        page.write(options.rounds, [f"## Goals\n\n{goals}", *bench.sections])
+    return 0 if all(goal.met for goal in bench.goals) else 1
+
+
+async def _tried(scenario: Scenario, carrier: Carrier, memory: list[str], host: Path, lost: dict[str, int]) -> Measured:
+    """Migrate; what fails through somebody else's proxy is tried again, and counted."""
+    for _ in range(_TRIES):
+        try:
+            return await migrate(scenario, carrier, memory, host)
+        except Exception as error:
+            if carrier in (DIRECT, OURS):
+                raise
+            say(f"{scenario.name}, {carrier.name}: {error!r}")
+            lost[carrier.name] = lost.get(carrier.name, 0) + 1
+    raise RuntimeError(f"{scenario.name}, {carrier.name}: failed {_TRIES} times")
+
+
+def _median(measured: Sequence[Measured]) -> Measured:
+    return Measured(
+        median(one.total for one in measured),
+        median(one.downtime for one in measured),
+        median(one.cpu for one in measured),
+        max(one.resident for one in measured),
+    )
+
+
+def _row(scenario: Scenario, carrier: Carrier, one: Measured, direct: Measured) -> list[str]:
+    proxy = [f"{one.cpu:.3f}", f"{one.resident >> 20} MiB"] if carrier is not DIRECT else ["-", "-"]
+    return [
+        scenario.name,
+        carrier.name,
+        f"{one.total:.2f} s",
+        f"{one.total / direct.total:.2f}",
+        f"{one.downtime * 1000:.0f} ms",
+        *proxy,
+    ]
+
+
+def _goals(scenario: Scenario, medians: dict[Carrier, Measured]) -> list[Goal]:
+    ours, name = medians[OURS], scenario.name
+    if scenario.content == "zeros":
+        return [Goal(f"{name}: total, next to direct", ours.total / medians[DIRECT].total, 1.05)]
+    if scenario.channels:
+        splice = medians[HAPROXY_SPLICE]
+        return [
+            Goal(f"{name}: total, next to haproxy with splice", ours.total / splice.total, 1.0),
+            Goal(f"{name}: CPU per GiB, next to haproxy with splice", ours.cpu / splice.cpu, 1.0),
+        ]
+    if scenario.content == "random" and not scenario.tls:
+        return [
+            Goal(f"{name}: total, next to socat", ours.total / medians[SOCAT].total, 1.0),
+            Goal(f"{name}: total, next to haproxy with splice", ours.total / medians[HAPROXY_SPLICE].total, 1.1),
+            Goal(f"{name}: CPU per GiB, next to socat", ours.cpu / medians[SOCAT].cpu, 1.1),
+        ]
+    return []
+
+
+def say(line: str) -> None:
+    """Tell how far it is."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(trio.run(main, sys.argv[1:]))
