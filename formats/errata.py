@@ -8,14 +8,13 @@ Source: Linux `arch/arm64/kernel/cpu_errata.c`, and what `errata.toml` names, wh
 
 import enum
 import functools
-import importlib.resources
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from formats.midr import core_names
 from formats.processors import Processors, parse_processors
+from formats.tables import read_table
 
 _LONGEST_NUMBER: Final = 20
 
@@ -93,8 +92,11 @@ def unguarded_errata(source_midr: int, destination_midr: int) -> tuple[Erratum, 
 @functools.cache
 def all_errata() -> tuple[Erratum, ...]:
     """Give every erratum of the table, ordered as in `errata_of`."""
-    table = importlib.resources.files("formats").joinpath("errata.toml").read_text(encoding="utf-8")
-    return tuple(sorted((found for entry in tomllib.loads(table)["erratum"] for found in _parse(entry)), key=_order))
+    return tuple(
+        sorted(
+            (found for entry in read_table("formats", "errata.toml")["erratum"] for found in _parse(entry)), key=_order
+        )
+    )
 
 
 def _order(erratum: Erratum) -> tuple[bool, bool, str, str]:

@@ -7,12 +7,11 @@ Source: Linux `arch/arm64/kvm/sys_regs.c` (`arm64_check_features`, `kvm_arm64_ft
 
 import enum
 import functools
-import importlib.resources
-import tomllib
 from dataclasses import dataclass
 from typing import Final
 
 from formats.sysreg import describe, size_of
+from formats.tables import read_table
 
 _AARCH32: Final = 0x40
 _REGISTER_BITS: Final = 64
@@ -154,10 +153,9 @@ def _unnamed(low: int, end: int) -> IdField:
 
 @functools.cache
 def _table() -> dict[str, tuple[IdField, ...]]:
-    table = importlib.resources.files("formats").joinpath("id_fields.toml").read_text(encoding="utf-8")
     return {
         register: tuple(sorted((_parse_field(*entry) for entry in fields.items()), key=lambda field: field.low))
-        for register, fields in tomllib.loads(table).items()
+        for register, fields in read_table("formats", "id_fields.toml").items()
     }
 
 

@@ -5,9 +5,9 @@ part number 15..4, revision 3..0.
 """
 
 import functools
-import importlib.resources
-import tomllib
 from dataclasses import dataclass
+
+from formats.tables import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,8 @@ def parse_midr_el1(value: int) -> ProcessorId:
 @functools.cache
 def core_names() -> dict[tuple[int, int], tuple[str, str]]:
     """Return the maker's and the core's name of the known cores, by implementer and part."""
-    table = importlib.resources.files("formats").joinpath("processors.toml").read_text(encoding="utf-8")
     return {
         (int(implementer, 16), int(part, 16)): (entry["name"], core)
-        for implementer, entry in tomllib.loads(table).items()
+        for implementer, entry in read_table("formats", "processors.toml").items()
         for part, core in entry["parts"].items()
     }

@@ -1,6 +1,5 @@
 """Sets of processors as people write them: `cortex-a57 r1p0..r1p3`, `0x43:0x0af`, or one MIDR_EL1 value."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -95,6 +94,8 @@ def _core(name: str, text: str) -> tuple[int, int]:
         cores[core.lower()] = cores[f"{maker} {core}".lower()] = key
     if name in cores:
         return cores[name]
+    import difflib  # for errors only
+
     close = difflib.get_close_matches(name, cores, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; write implementer:part, as in 0x41:0xd07"
     raise UnknownProcessorError(f"{text!r}: no core is known as {name!r}{hint}")

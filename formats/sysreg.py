@@ -8,15 +8,14 @@ Source: Linux `include/uapi/linux/kvm.h` and `arch/arm64/include/uapi/asm/kvm.h`
 writes, QEMU `target/arm/cpregs.h` (`ENCODE_CP_REG`, `cpreg_to_kvm_id`).
 """
 
-import difflib
 import enum
 import functools
-import importlib.resources
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+
+from formats.tables import read_table
 
 MIDR_EL1: Final = 0x603000000013C000
 
@@ -129,6 +128,8 @@ def parse_register(text: str) -> int:
         register_id = block | (max(bits // 8, 1).bit_length() - 1) << _SIZE_SHIFT & _SIZE_MASK | int(match[3], 16)
         if describe(register_id).name.upper() == wanted:
             return register_id
+    import difflib  # for errors only
+
     close = difflib.get_close_matches(wanted, names, n=3)
     raise UnknownRegisterError(text, tuple(describe(names[name]).name for name in close))
 
@@ -188,8 +189,7 @@ def _registers() -> dict[int, Register]:
     for csselr in range(256):
         add(_CCSIDR | csselr, f"CCSIDR_EL1[{csselr}]", Kind.CACHE_ID)
 
-    table = importlib.resources.files("formats").joinpath("sysregs.toml").read_text(encoding="utf-8")
-    sections: dict[str, dict[str, Any]] = tomllib.loads(table)
+    sections: dict[str, dict[str, Any]] = read_table("formats", "sysregs.toml")
     for key, value in sections["aarch64"].items():
         entry = _as_entry(value)
         add_entry(_sysreg_id(*map(int, key.split("."))), entry["name"], entry)

@@ -17,11 +17,10 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from formats import libvirt_save
 from formats.errors import FormatError, MalformedStreamError
 from proxy.errors import ConfigError, ProxyError, exit_code_of
+from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-STDIO: Final = "-"
 
 _MAGICS: Final = {b"\xfd7zXZ\x00": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _NOT_PACKED: Final = ("raw", "sparse")

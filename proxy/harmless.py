@@ -1,12 +1,11 @@
 """Registers that a guest does not miss; the table, with its reasons, stands in `harmless.toml`."""
 
 import functools
-import importlib.resources
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from formats.sysreg import describe, parse_register
+from formats.tables import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,7 @@ class Harmless:
 @functools.cache
 def harmless() -> dict[int, Harmless]:
     """Return the table, by the id of the register that may be dropped."""
-    table = importlib.resources.files("proxy").joinpath("harmless.toml").read_text(encoding="utf-8")
     return {
         parse_register(name): Harmless(entry["zero"], parse_register(entry.get("of", name)), entry["reason"])
-        for name, entry in tomllib.loads(table).items()
+        for name, entry in read_table("proxy", "harmless.toml").items()
     }

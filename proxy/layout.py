@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from formats.errors import FormatError
 from proxy.errors import ConfigError, ProxyError
 from proxy.files import (
-    STDIO,
     StreamFile,
     complete_file,
     file_and_offset,
@@ -18,6 +17,7 @@ from proxy.files import (
 from proxy.offline import has_mapped_ram, rewrite
 from proxy.patch import Patch, check_unchanged, finish, noted, patch_of
 from proxy.sparse import copy_sparse
+from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,9 +25,9 @@ from formats.return_path import ReturnPathListener, pong, shut
 from formats.stream import StreamParser
 from proxy.dialling import dial
 from proxy.errors import ConfigError, ExitCode, PeerError, ProxyError, RefusedError, exit_code_of
-from proxy.files import STDIO
 from proxy.listening import first_to_speak, listen
 from proxy.pumps import together
+from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,6 +1,5 @@
 """The words by which files and options name registers, their values, and processors."""
 
-import difflib
 import re
 from typing import Final
 
@@ -73,6 +72,8 @@ def whitelisted_processors(text: str, where: str) -> Processors:
 
 def suggested(name: str, names: list[str]) -> str:
     """Return what to add to an error about an unknown name: names that look like it, or all of them."""
+    import difflib  # for errors only
+
     close = difflib.get_close_matches(name, names, n=3)
     if close:
         return f"; did you mean {' or '.join(close)}?"

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from proxy.errors import ConfigError
-from proxy.files import STDIO, complete_file
+from proxy.files import complete_file
+from proxy.stdio import STDIO
 
 
 @click.group("policy")

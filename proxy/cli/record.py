@@ -3,7 +3,7 @@
 import click
 
 from proxy.cli.run import say
-from proxy.files import STDIO
+from proxy.stdio import STDIO
 
 
 @click.command("record")

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import IO
 
 from proxy.errors import ConfigError
-from proxy.files import STDIO
 from proxy.report import Report
+from proxy.stdio import STDIO
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`vmstate-proxy run`."""
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -10,6 +11,11 @@ from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
 from proxy.ports import PortRange
 from proxy.session import DEFAULT_VMDESC_WAIT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.judge import Registers
 
 
 @click.command("run")
@@ -98,7 +104,6 @@ def command(
     from proxy.relay import Relay
     from proxy.route import Route
     from proxy.session import SessionConfig
-    from proxy.source import read_source
     from proxy.transparent import Redirection
 
     if transparent == (connect is not None):
@@ -118,11 +123,17 @@ def command(
         allow_no_return_path=allow_no_return_path,
         device_state_limit=options.device_state_limit,
         vmdesc_wait=vmdesc_wait,
-        source=() if source is None else read_source(source),
+        source=() if source is None else _read_source(source),
     )
     with report_file(report) as add:
         exit_code = trio.run(Relay(config, once, say, add, tls.server).run, *addresses)
     raise click.exceptions.Exit(exit_code)
+
+
+def _read_source(name: str) -> "Sequence[Registers]":
+    from proxy.source import read_source
+
+    return read_source(name)
 
 
 def say(line: str) -> None:
