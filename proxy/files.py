@@ -22,8 +22,8 @@ from proxy.stdio import STDIO
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+NOT_PACKED: Final = ("raw", "sparse")
 _MAGICS: Final = {b"\xfd7zXZ\x00": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
-_NOT_PACKED: Final = ("raw", "sparse")
 _SUFFIXES: Final = {".xz": "xz", ".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 _NOTE_SUFFIX: Final = ".unfinished"
 _FILE_URI: Final = "file:"
@@ -193,7 +193,7 @@ def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
 
 
 def _stream_file(name: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:
-    start = file.tell() if packing in _NOT_PACKED else None
+    start = file.tell() if packing in NOT_PACKED else None
     return StreamFile(name, _unpacker(packing, file), file, envelope, start)
 
 

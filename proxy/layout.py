@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from formats.errors import FormatError
 from proxy.errors import ConfigError, ProxyError
 from proxy.files import (
+    NOT_PACKED,
+    Envelope,
     StreamFile,
     complete_file,
     file_and_offset,
@@ -14,8 +16,10 @@ from proxy.files import (
     packing_file,
     packing_of,
 )
+from proxy.kernel_copy import rewrite_copy
 from proxy.offline import has_mapped_ram, rewrite
 from proxy.patch import Patch, check_unchanged, finish, noted, patch_of
+from proxy.places import write_at
 from proxy.sparse import copy_sparse
 from proxy.stdio import STDIO
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:
     """Rewrite a stream into another file; raises as `proxy.offline.rewrite` does.
 
-    A mapped-ram file, or one in which something stands before the stream, is judged, then copied with its holes, and
+    Where both files hold it as it is, the kernel copies. A mapped-ram file is judged, then copied with its holes, and
     the copy is changed. Where the target cannot have holes, they go there as zeroes.
 
     Raises:
@@ -37,19 +41,32 @@ def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: 
     path = os.path.realpath(target)
     if path == os.devnull:
         rewrite(stream, None, rewriter, progress)
-        return
-    something_before = bool(stream.start) and stream.envelope is None
-    if something_before or holds_mapped_ram(stream):
-        if target != STDIO and packing_of(target) == "raw" and (os.path.isfile(path) or not os.path.exists(path)):
+    elif stream.start is not None and _is_plain(target, stream.envelope):
+        if holds_mapped_ram(stream):
             patch = _judged(stream, rewriter, progress)
             with complete_file(target) as file:
                 copy_sparse(stream.fileno(), file.fileno())
                 patch.write(file.fileno())
             return
-        if something_before:
-            raise ConfigError(f"{target}: OUT has to be a plain file, to have the same bytes before the stream")
-    with packing_file(target, stream.envelope) as sink:
-        rewrite(stream, sink, rewriter, progress)
+        with complete_file(target) as file:
+            if stream.envelope is not None:
+                write_at(file.fileno(), 0, stream.envelope.head)
+            elif stream.start:
+                copy_sparse(stream.fileno(), file.fileno(), stream.start)
+                stream.seek(stream.start)
+            rewrite_copy(stream, file.fileno(), rewriter, progress)
+    elif stream.start and stream.envelope is None:
+        raise ConfigError(f"{target}: OUT has to be a plain file, to have the same bytes before the stream")
+    else:
+        with packing_file(target, stream.envelope) as sink:
+            rewrite(stream, sink, rewriter, progress)
+
+
+def _is_plain(target: str, envelope: Envelope | None) -> bool:
+    """Tell whether a target will be a regular file in which the stream is not packed."""
+    if target == STDIO or (os.path.exists(target) and not os.path.isfile(target)):
+        return False
+    return (packing_of(target) if envelope is None else envelope.packing) in NOT_PACKED
 
 
 def holds_mapped_ram(stream: StreamFile) -> bool:

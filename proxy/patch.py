@@ -14,6 +14,7 @@ from typing import Final
 
 from proxy.errors import ConfigError, ProxyError
 from proxy.files import note_of
+from proxy.places import read_at, write_at
 from proxy.rewriter import Replacement
 
 _SCHEMA_VERSION: Final = 1
@@ -53,7 +54,7 @@ class Patch:
     def write(self, file: int) -> None:
         """Make the changes, and see them to the disk."""
         for change in self.changes:
-            _write(file, change.position, change.after)
+            write_at(file, change.position, change.after)
         os.fsync(file)
         if os.fstat(file).st_size != self.size:
             os.ftruncate(file, self.size)
@@ -67,7 +68,7 @@ def check_unchanged(file: int, replacements: Sequence[Replacement], start: int) 
         ProxyError: It does not.
     """
     for one in replacements:
-        if _read(file, start + one.offset, len(one.before)) != one.before:
+        if read_at(file, start + one.offset, len(one.before)) != one.before:
             raise ProxyError("it was changed by someone else while it was judged")
 
 
@@ -184,23 +185,10 @@ def finish(path: str, file: int) -> bool:
 
 def _is_on_the_way(file: int, change: Change) -> bool:
     """Tell whether each byte of a change is still what it was, or already what it becomes."""
-    now = _read(file, change.position, len(change.before))
+    now = read_at(file, change.position, len(change.before))
     return len(now) in (len(change.before), len(change.after)) and all(
         now[at : at + 1] in (change.before[at : at + 1], change.after[at : at + 1]) for at in range(len(now))
     )
-
-
-def _read(file: int, position: int, length: int) -> bytes:
-    out = bytearray()
-    while len(out) < length and (piece := os.pread(file, length - len(out), position + len(out))):
-        out += piece
-    return bytes(out)
-
-
-def _write(file: int, position: int, data: bytes) -> None:
-    while data:
-        written = os.pwrite(file, data, position)
-        position, data = position + written, data[written:]
 
 
 def _sync_folder(folder: str) -> None:

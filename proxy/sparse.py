@@ -10,17 +10,19 @@ _NOT_HERE: Final = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno
 """What copy_file_range(2) says of file systems and pairs of them that it cannot copy between."""
 
 
-def copy_sparse(source: int, target: int) -> None:
-    """Copy a whole file into an empty one; holes stay holes, and the kernel copies, or shares, the rest if it can.
+def copy_sparse(source: int, target: int, length: int | None = None) -> None:
+    """Copy a file into an empty one; holes stay holes, and the kernel copies, or shares, the rest if it can.
 
     Args:
-        source: Descriptor of the file.
+        source: Descriptor of the file; its position is another one afterwards.
         target: Descriptor of the empty one.
+        length: Of how many bytes at most, from the start; None for the whole file.
 
     Raises:
         OSError: One of them cannot be read, or written.
     """
     size = os.fstat(source).st_size
+    size = size if length is None else min(size, length)
     os.ftruncate(target, size)
     position = 0
     while (position := _seek(source, position, os.SEEK_DATA, size)) < size:

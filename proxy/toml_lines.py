@@ -7,6 +7,7 @@ it begins on.
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 Key = Sequence[str | int]
@@ -23,8 +24,14 @@ def line_of(text: str, key: Key) -> int | None:
         text: The TOML.
         key: Names, and the indexes of arrays of tables, as in ("rule", 1, "action").
     """
-    wanted = tuple(key)
-    best: tuple[int, int] | None = None
+    places = _places(text)
+    return next((places[here] for length in range(len(key), -1, -1) if (here := tuple(key[:length])) in places), None)
+
+
+@lru_cache(maxsize=1)
+def _places(text: str) -> dict[tuple[str | int, ...], int]:
+    """Return the first line of every table and key."""
+    places: dict[tuple[str | int, ...], int] = {}
     table: tuple[str | int, ...] = ()
     tables: defaultdict[tuple[str | int, ...], int] = defaultdict(int)
     for number, line in enumerate(text.splitlines(), 1):
@@ -33,14 +40,10 @@ def line_of(text: str, key: Key) -> int | None:
             if header[1] == "[[":
                 table = (*table, tables[table])
                 tables[table[:-1]] += 1
-            here = table
+            places.setdefault(table, number)
         elif entry := _ENTRY.match(line):
-            here = (*table, *_parts(entry[1]))
-        else:
-            continue
-        if wanted[: len(here)] == here and (best is None or len(here) > best[0]):
-            best = len(here), number
-    return None if best is None else best[1]
+            places.setdefault((*table, *_parts(entry[1])), number)
+    return places
 
 
 def _parts(text: str) -> tuple[str, ...]:
