@@ -24,7 +24,7 @@ lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite b
 matrix: $(READY) ## move a guest between every two lab hosts, and compare with what was predicted (15 minutes)
 	$(BIN)/python -m tests.lab.matrix
 
-capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--suites bookworm,trixie" is quicker
+capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--again multifd" does a part
 	$(BIN)/python -m tests.lab.capabilities $(LAB)
 
 bench: $(BENCH) ## compare with socat and haproxy, and write docs/benchmarks.md (20 minutes); PARTS="migrations --rounds 3" is quicker

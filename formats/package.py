@@ -1,8 +1,9 @@
 """The package of a postcopy migration: the device state, sent as one blob of known length when the guest has stopped.
 
     COMMAND PACKAGED, its payload the be32 length of the blob; then the blob:
-    COMMAND LISTEN, every device section with its footer, [COMMAND PING], COMMAND RUN
+    COMMAND LISTEN, every device section with its footer, up to two COMMAND PING, COMMAND RUN
 
+The answer to the second PING, which QEMU 11.1 sends, tells its source that the destination has loaded the devices.
 There is no end of file and no vmdesc in it, so footers and schemas locate its sections.
 Source: QEMU `migration/migration.c` (`postcopy_start`), `migration/savevm.c` (`qemu_savevm_send_packaged`).
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from formats.device_state import FOOTER_SIZE, DeviceSection, locate_by_footers
 from formats.errors import MalformedStreamError, UnlocatableSectionError
-from formats.records import COMMAND, CommandType, RecordType, read
+from formats.records import COMMAND, CommandType, RecordType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,9 @@ SECTION: Final = "package"
 
 _LISTEN: Final = COMMAND.build({"type": RecordType.COMMAND, "command": CommandType.POSTCOPY_LISTEN, "payload": b""})
 _RUN: Final = COMMAND.build({"type": RecordType.COMMAND, "command": CommandType.POSTCOPY_RUN, "payload": b""})
+_PING: Final = COMMAND.build({"type": RecordType.COMMAND, "command": CommandType.PING, "payload": bytes(4)})[:5]
 _PING_SIZE: Final = 9
+_MOST_PINGS: Final = 2
 _RECOVERY: Final = frozenset({CommandType.RECV_BITMAP, CommandType.POSTCOPY_RESUME})
 _ADVICE: Final = "migrate without postcopy: turn the capability postcopy-ram off"
 
@@ -37,14 +40,14 @@ class Package:
         listen: COMMAND LISTEN.
         held: The device sections; their positions count from its start.
         sections: The sections in the order of the wire.
-        ping: COMMAND PING, or nothing.
+        pings: COMMAND PING, none, one or two.
         run: COMMAND RUN, after which the destination runs the guest.
     """
 
     listen: bytes
     held: bytearray
     sections: tuple[DeviceSection, ...]
-    ping: bytes
+    pings: tuple[bytes, ...]
     run: bytes
 
 
@@ -75,12 +78,10 @@ def open_package(blob: bytes, early: "Sequence[EarlySection]", offset: int) -> P
             "it does not begin with POSTCOPY_LISTEN and end with POSTCOPY_RUN", offset=offset, section=SECTION
         )
     end = len(blob) - len(_RUN)
-    # A footer, which the last section ends with, can never be taken for the last five bytes of a PING.
-    ping = blob[end - _PING_SIZE : end]
-    found = read(COMMAND, memoryview(ping), offset + end - _PING_SIZE) if ping[0] == RecordType.COMMAND else None
-    if found is None or found[0].command != CommandType.PING or found[1] != _PING_SIZE:
-        ping = b""
-    end -= len(ping)
+    pings: tuple[bytes, ...] = ()
+    while len(pings) < _MOST_PINGS and _is_ping(blob[end - _PING_SIZE : end]):
+        end -= _PING_SIZE
+        pings = (blob[end : end + _PING_SIZE], *pings)
     held = bytearray(blob[len(_LISTEN) : end])
     base = offset + len(_LISTEN)
     if held[-FOOTER_SIZE] != RecordType.SECTION_FOOTER:
@@ -95,4 +96,9 @@ def open_package(blob: bytes, early: "Sequence[EarlySection]", offset: int) -> P
     sections = locate_by_footers(held, len(held), base)
     if sections is None:
         raise UnlocatableSectionError("no footers cut it into sections", offset=base, section=SECTION, advice=_ADVICE)
-    return Package(blob[: len(_LISTEN)], held, tuple(sections), ping, blob[-len(_RUN) :])
+    return Package(blob[: len(_LISTEN)], held, tuple(sections), pings, blob[-len(_RUN) :])
+
+
+def _is_ping(raw: bytes) -> bool:
+    """Tell whether these are a PING; the end of the last section is not, as it ends with a footer of five bytes."""
+    return len(raw) == _PING_SIZE and raw.startswith(_PING)

@@ -443,7 +443,7 @@ class StreamParser:
         self._package_opened = True
         package = open_package(bytes(blob), self._early, start)
         sections = start + len(package.listen)
-        ping = sections + len(package.held)
+        run = sections + len(package.held)
         self._unpacked.append(Command(start, package.listen, command=CommandType.POSTCOPY_LISTEN, payload=b""))
         self._unpacked.append(
             DeviceState(
@@ -456,12 +456,10 @@ class StreamParser:
                 packaged=True,
             )
         )
-        if package.ping:
-            payload = package.ping[-_LENGTH.size :]
-            self._unpacked.append(Command(ping, package.ping, command=CommandType.PING, payload=payload))
-        self._unpacked.append(
-            Command(ping + len(package.ping), package.run, command=CommandType.POSTCOPY_RUN, payload=b"")
-        )
+        for ping in package.pings:
+            self._unpacked.append(Command(run, ping, command=CommandType.PING, payload=ping[-_LENGTH.size :]))
+            run += len(ping)
+        self._unpacked.append(Command(run, package.run, command=CommandType.POSTCOPY_RUN, payload=b""))
         self._state = State.POSTCOPY
         return announced
 

@@ -34,12 +34,26 @@ _WHOLE_LIMIT = 150.0
 """Seconds for it with both guests' start and end: also a QEMU that does not answer its monitor is left behind."""
 
 _POLL = 0.02
+_STILL = 10.0
+"""Seconds that a guest may stand still where it should run."""
+
+_TRIES = 6
+"""How often a migration is tried whose guest's memory QEMU may lose; see `cross`."""
+
+_DEVICE_STATE = 1 << 18
+"""More bytes than the device state of these guests and its vmdesc have."""
+
+LOSES = " (QEMU loses memory at times, without the proxy, too)"
+"""Follows what came of a migration that was tried more than once; see `cross`."""
 
 NOT_THERE = "QEMU has it not"
 """A shape that needs what a QEMU does not know."""
 
+_STANDS = "refused; the guest stands until `cont`"
 _NOT_KNOWN = ("does not accept value", "is unexpected", "Property 'migration.", "is not compiled in")
+_KILLED = "terminating on signal"
 _PLACE = re.compile(r"offset 0x[0-9a-f]+(, section .*?)?: ")
+_IDLE = re.compile(r" (warning|info): ")
 _VIRT = re.compile(r"virt-(\d+)\.(\d+)")
 _SOURCE_CPU, _OTHER_CPU = "cortex-a57", "cortex-a72"
 _SWAPS = ("--allow-register", "ID_MMFR0_EL1,ID_MMFR0")
@@ -71,17 +85,41 @@ class Qemus:
 
     async def profile(self, suite: str, machine: str, cpu: str) -> str:
         """Return the path of the profile of an emulated processor, learned from a paused guest."""
-        path = self._folder / f"{suite}-{machine}-{cpu}.toml"
+        stream = await self._stream(suite, machine, cpu)
+        path = stream.with_suffix(".toml")
         async with self._locks.setdefault(path.name, trio.Lock()):
             if not path.exists():
-                stream = path.with_suffix(".stream")
-                async with running_vm(name="recorded", qemu=suite, cpu=cpu, machine=machine, paused=True) as vm:
-                    await vm.migrate(f"exec:cat > '{stream}'", return_path=False)
-                    await vm.wait_migration()
                 code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(path))
                 if code:
                     raise LabError(f"{suite}, {machine}, {cpu}: {output}")
         return str(path)
+
+    async def allowances(self, here: str, there: str, machine: str, cpu: str) -> list[str]:
+        """Return the options that `check` names for a guest of one QEMU, until it names no others."""
+        stream = str(await self._stream(here, machine, _SOURCE_CPU))
+        profile = await self.profile(there, machine, cpu)
+        found: dict[str, dict[str, None]] = {}
+        while True:
+            options = [word for option, names in found.items() for word in (option, ",".join(names))]
+            _, output = await vmstate_proxy("check", stream, "--host", profile, "--json", *_VOUCH, *options)
+            named = [verdict["option"] for verdict in json.loads(output)["verdicts"] if verdict["option"]]
+            before = sum(map(len, found.values()))
+            for words in named:
+                option, _, register = words.partition(" ")
+                found.setdefault(option, {})[register] = None
+            if sum(map(len, found.values())) == before:
+                return options
+
+    async def _stream(self, suite: str, machine: str, cpu: str) -> Path:
+        path = self._folder / f"{suite}-{machine}-{cpu}.stream"
+        async with self._locks.setdefault(path.name, trio.Lock()):
+            if not path.exists():
+                new = path.with_suffix(".new")
+                async with running_vm(name="recorded", qemu=suite, cpu=cpu, machine=machine, paused=True) as vm:
+                    await vm.migrate(f"exec:cat > '{new}'", return_path=False)
+                    await vm.wait_migration()
+                new.rename(path)
+        return path
 
     async def capabilities(self, suite: str) -> set[str]:
         """Return the migration capabilities that a QEMU knows."""
@@ -116,20 +154,38 @@ class Attempt:
         words: why it did not, as the source, the proxy or the lab said it.
         report: the proxy's.
         problem: what must not be, whatever came of it: a guest that is lost, or in two places.
+        stands: whether the guest went on at the source only when it was told to, by `cont`.
+        memory_lost: whether all has come to the destination, and its guest stands still, as it does when its memory is
+            not what its registers say.
         untouched: whether every connection brought just what went into it, both ways.
-        differing: how many bytes of the main channel differ; None when more than bytes in place do.
+        differing: how many bytes of the main channel differ; None when its length does, too.
+        shorter: by how many bytes it is shorter after the proxy.
+        local: whether all that differs lies within the bytes of one device state.
     """
 
     arrived: bool = False
     words: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    stands: bool = False
+    memory_lost: bool = False
     untouched: bool = False
     differing: int | None = None
+    shorter: int = 0
+    local: bool = False
+
+    def compare(self, before: bytes, after: bytes) -> None:
+        """Note how the main channel differs after the proxy."""
+        self.differing = _differing(before, after)
+        self.shorter = len(before) - len(after)
+        self.local = len(before) - _same(before, after) - _same(before[::-1], after[::-1]) < _DEVICE_STATE
 
 
 async def cross(qemus: Qemus, shape: Shape, here: str, there: str, treatment: Treatment) -> str:
     """Migrate a running guest through the proxy; return what came of it, as the table has it.
+
+    A guest that stands still at its destination, with memory that is not what its registers say, is tried again if this
+    happens without the proxy, too.
 
     Args:
         qemus: what is known of them.
@@ -139,45 +195,74 @@ async def cross(qemus: Qemus, shape: Shape, here: str, there: str, treatment: Tr
         treatment: what the processors and the policy are.
 
     Returns:
-        "untouched", "repaired", "refused", "refused: WORDS", "QEMU has it not", "QEMU refuses: WORDS", "fails without
-        the proxy, too: WORDS"; or in bold, what must not be.
+        "untouched", "repaired", "refused", "refused: WORDS", "refused; the guest stands until `cont`", "QEMU has it
+        not", "QEMU refuses: WORDS", "fails without the proxy, too: WORDS"; or in bold, what must not be.
     """
     wanted = {*shape.capabilities, *shape.source_capabilities}
     for suite in here, there:
         if wanted - await qemus.capabilities(suite):
             return NOT_THERE
+    loses = False
     try:
         attempt = await attempted(qemus, shape, here, there, treatment)
+        if attempt.memory_lost:
+            loses = await _loses_memory(qemus, shape, here, there)
+            for _ in range(_TRIES if loses else 0):
+                attempt = await attempted(qemus, shape, here, there, treatment)
+                if not attempt.memory_lost:
+                    break
     except QmpError as error:
         return NOT_THERE if _unknown(error.desc) else f"QEMU refuses: {_brief(error.desc)}"
     except VmExitedError as error:
+        if _KILLED in error.stderr:
+            raise
         return NOT_THERE if _unknown(error.stderr) else f"QEMU refuses: {_brief(error.stderr)}"
     if attempt.problem and not attempt.problem.startswith("hangs"):
         return f"**{attempt.problem}**"
     if attempt.arrived:
-        return _arrived(attempt, treatment)
+        words = _arrived(attempt, treatment, between=here != there)
+        return words + LOSES if loses else words
     if attempt.report.get("outcome") == "refused":
-        listed = "--allow-register" in attempt.words
+        if attempt.stands:
+            return _STANDS
+        listed = "--allow-register" in attempt.words or (here != there and "--allow-drop" in attempt.words)
         return "refused" if listed and treatment is Treatment.FORBID else f"refused: {_brief(attempt.words)}"
-    try:
-        direct = await attempted(qemus, shape, here, there, Treatment.SAME, proxied=False)
-    except (QmpError, VmExitedError) as error:
-        direct = Attempt(words=str(error))
+    direct = await _directly(qemus, shape, here, there)
     if direct.arrived:
         return f"**fails: {_brief(attempt.words)}**"
-    return f"fails without the proxy, too: {_brief(direct.words or direct.problem)}"
+    return f"fails without the proxy, too: {_brief(attempt.words or direct.words or direct.problem)}"
 
 
-def _arrived(attempt: Attempt, treatment: Treatment) -> str:
-    match treatment:
-        case Treatment.SAME:
-            return "untouched" if attempt.untouched and attempt.report["outcome"] == "unchanged" else "**changed**"
-        case Treatment.SWAP:
-            changes = len(attempt.report["changes"])
-            placed = attempt.differing is not None and 0 < attempt.differing <= 8 * changes
-            return "repaired" if placed and attempt.report["outcome"] == "rewritten" else "**changed otherwise**"
-        case Treatment.FORBID:
-            return "**let through**"
+async def _directly(qemus: Qemus, shape: Shape, here: str, there: str) -> Attempt:
+    try:
+        return await attempted(qemus, shape, here, there, Treatment.SAME, proxied=False)
+    except (QmpError, VmExitedError) as error:
+        return Attempt(words=str(error))
+
+
+async def _loses_memory(qemus: Qemus, shape: Shape, here: str, there: str) -> bool:
+    """Tell whether QEMU loses a guest's memory in this shape without a proxy, if not each time."""
+    for _ in range(2 * _TRIES):
+        if (await _directly(qemus, shape, here, there)).memory_lost:
+            return True
+    return False
+
+
+def _arrived(attempt: Attempt, treatment: Treatment, *, between: bool) -> str:
+    outcome, changes = attempt.report["outcome"], attempt.report["changes"]
+    dropped = sum(change["action"] == "drop" for change in changes)
+    if treatment is Treatment.FORBID:
+        return "**let through**"
+    if treatment is Treatment.SAME and not between and outcome != "unchanged":
+        return "**changed**"
+    if outcome == "unchanged":
+        return "untouched" if attempt.untouched and treatment is Treatment.SAME else "**changed otherwise**"
+    if dropped:
+        # An id and a value each; and the vmdesc tells the new lengths, with fewer digits perhaps.
+        placed = attempt.local and 0 <= attempt.shorter - 16 * dropped < 64
+    else:
+        placed = attempt.differing is not None and 0 < attempt.differing <= 8 * len(changes)
+    return "repaired" if placed and outcome == "rewritten" else "**changed otherwise**"
 
 
 def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -193,7 +278,7 @@ def _unknown(words: str) -> bool:
 
 def _brief(words: str) -> str:
     """Return the first sentence of QEMU's or the proxy's words: no offsets, no advice, no addresses."""
-    lines = [line for line in words.splitlines() if line.strip() and " warning: " not in line] or ["(no words)"]
+    lines = [line for line in words.splitlines() if line.strip() and not _IDLE.search(line)] or ["(no words)"]
     text = re.sub(r"^qemu-system-\w+: ", "", lines[0])
     text = _PLACE.sub("", text, count=1)
     text = re.sub(r"(/\S+|\d+\.\d+\.\d+\.\d+:\d+)", "...", text)
@@ -214,7 +299,12 @@ async def attempted(
     options = [*_VOUCH, *shape.options]
     if shape.arm64:
         options += ["--host", await qemus.profile(there, machine, treatment.cpu)]
-        options += _SWAPS if treatment is Treatment.SWAP else ()
+        if here != there and treatment is not Treatment.FORBID:
+            options += await qemus.allowances(here, there, machine, treatment.cpu)
+        elif treatment is Treatment.SWAP:
+            options += _SWAPS
+        if shape.known:
+            options += ["--source", await qemus.profile(here, machine, _SOURCE_CPU)]
     else:
         options += ["--midr", "0x411fd073"]
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as name:
@@ -277,11 +367,15 @@ class _Run:
                 await shape.drive(sides)
             outcome = await source.wait_migration(LIMIT)
         except VmExitedError as error:
+            if _KILLED in error.stderr:
+                raise
             return Attempt(words=f"{error.name} exits with {error.returncode}: {_brief(error.stderr)}")
         except LabTimeoutError as error:
-            said = proxy.text().strip().splitlines()[-1:] if proxy else []
-            return Attempt(words=str(error), problem=f"hangs: {_brief(str(error))} {_brief(''.join(said))}".strip())
+            last = "".join(proxy.text().strip().splitlines()[-1:]) if proxy else ""
+            return Attempt(words=str(error), problem=f"hangs: {_brief(str(error))} {_brief(last)}".strip())
         attempt.words = outcome.error
+        if outcome.status != "completed" and (said := await _last_words(destination)):
+            attempt.words = said
         if outcome.status == "completed":
             left = await source.counter()
             if shape.arrive:
@@ -293,10 +387,12 @@ class _Run:
                 attempt.problem = "" if await _runs(source) else "lost"
             else:
                 attempt.arrived = await _counts_beyond(destination, left)
-                attempt.problem = "" if attempt.arrived else f"lost: {_brief(destination.stderr_text())}"
+                if not attempt.arrived:
+                    attempt.memory_lost = not destination.exited() and await destination.status() == "running"
+                    attempt.problem = f"lost: {_brief(destination.stderr_text())}"
                 if await source.status() == "running":
                     attempt.problem = "the guest runs twice"
-        elif not await _runs(source):
+        elif not await _goes_on(attempt, source):
             attempt.problem = f"lost: the source is {await source.status()}"
         elif await _is_running(destination):
             attempt.problem = "the guest runs twice"
@@ -305,7 +401,8 @@ class _Run:
                 return attempt  # the source did not come to the proxy
             await proxy.wait_exit(LIMIT)
             [attempt.report] = proxy.reports()
-            attempt.words = attempt.report["reason"] or attempt.words
+            if attempt.report["outcome"] == "refused" or not attempt.words:
+                attempt.words = attempt.report["reason"] or attempt.words
         if attempt.arrived:
             for recording in (*before.recordings, *after.recordings):
                 await recording.wait(LIMIT)
@@ -344,7 +441,7 @@ class _Run:
                     return attempt
                 before, after = saved.read_bytes(), moved.read_bytes()
                 attempt.untouched = before == after
-                attempt.differing = _differing(before, after)
+                attempt.compare(before, after)
             else:
                 moved = saved
             await destination.listen(
@@ -399,13 +496,39 @@ async def _gave_up(proxy: Proxy) -> bool:
 async def _counts_beyond(vm: Vm, left: int) -> bool:
     """Wait until the guest counts on from where it was; what it shows before may be a page that was sent early."""
     try:
-        with trio.fail_after(LIMIT):
-            while await vm.counter() <= left or await vm.status() != "running":
+        with trio.move_on_after(LIMIT):
+            while await vm.status() != "running":
                 await trio.sleep(_POLL)
-        await vm.wait_counter_moves(LIMIT)
-    except (LabError, trio.TooSlowError):
+        last, moved = await vm.counter(), trio.current_time()
+        while last <= left and trio.current_time() - moved < _STILL:
+            await trio.sleep(_POLL)
+            now = await vm.counter()
+            last, moved = now, trio.current_time() if now != last else moved
+        if last > left:
+            await vm.wait_counter_moves(LIMIT)
+    except LabError:
         return False
-    return True
+    return last > left
+
+
+async def _last_words(destination: Vm) -> str:
+    """Return what a destination said if it has ended, or is about to."""
+    try:
+        await destination.wait_exit(_STILL / 5)
+    except LabTimeoutError:
+        return ""
+    return destination.stderr_text()
+
+
+async def _goes_on(attempt: Attempt, source: Vm) -> bool:
+    """Wait until a source whose migration failed runs its guest, and tell it to if it does not by itself."""
+    with trio.move_on_after(_STILL / 2):
+        while await source.status() != "running":
+            await trio.sleep(_POLL)
+    if await source.status() == "postmigrate":
+        attempt.stands = True
+        await source.qmp("cont")
+    return await _runs(source)
 
 
 async def _is_running(vm: Vm) -> bool:
@@ -434,7 +557,7 @@ def _compare(attempt: Attempt, before: Tap, after: Tap) -> None:
         )
 
     attempt.untouched = digests(before) == digests(after)
-    attempt.differing = _differing(_main_channel(before), _main_channel(after))
+    attempt.compare(_main_channel(before), _main_channel(after))
 
 
 def _main_channel(tap: Tap) -> bytes:
@@ -452,3 +575,12 @@ def _differing(one: bytes, other: bytes) -> int | None:
         if one[at : at + step] != other[at : at + step]
         for left, right in zip(one[at : at + step], other[at : at + step], strict=True)
     )
+
+
+def _same(one: bytes, other: bytes) -> int:
+    """Return how many bytes are equal from the start on."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low

@@ -78,6 +78,7 @@ class Shape:
         dirty: whether it fills them again and again.
         return_path: whether the source waits for the destination's word.
         options: further options of the proxy.
+        known: whether the proxy is told beforehand, by --source, what registers the source has.
         via: "tcp", or for what goes to a file, QEMU's URI with {path}; then `rewrite` does the proxy's part.
         scheme: what the source puts before HOST:PORT.
         bios: firmware in place of the guest, for x86.
@@ -101,6 +102,7 @@ class Shape:
     dirty: bool = False
     return_path: bool = True
     options: tuple[str, ...] = ()
+    known: bool = False
     via: str = "tcp"
     scheme: str = "tcp"
     bios: bytes | None = None
@@ -301,7 +303,9 @@ def _multifd(name: str, parameters: Mapping[str, Any] | None = None) -> Shape:
     )
 
 
-def _postcopy(name: str, *capabilities: str, drive: Callable[[Sides], Awaitable[None]] | None = None) -> Shape:
+def _postcopy(
+    name: str, *capabilities: str, drive: Callable[[Sides], Awaitable[None]] | None = None, known: bool = False
+) -> Shape:
     return Shape(
         name,
         capabilities={"postcopy-ram": True, **dict.fromkeys(capabilities, True)},
@@ -309,6 +313,7 @@ def _postcopy(name: str, *capabilities: str, drive: Callable[[Sides], Awaitable[
         pages=4000,
         drive=drive,
         check=went_postcopy if drive else None,
+        known=known,
     )
 
 
@@ -400,8 +405,9 @@ SHAPES = (
     _postcopy("postcopy-ram", drive=go_over_to_postcopy),
     _postcopy("postcopy-ram, postcopy-preempt", "postcopy-preempt", drive=go_over_to_postcopy),
     _postcopy("postcopy-ram, postcopy-blocktime", "postcopy-blocktime", drive=go_over_to_postcopy),
-    _postcopy("postcopy-ram, release-ram", "release-ram", drive=go_over_to_postcopy),
-    Shape("x-colo", capabilities={"x-colo": True}),
+    _postcopy("postcopy-ram, with --source", drive=go_over_to_postcopy, known=True),
+    _postcopy("postcopy-ram, release-ram, with --source", "release-ram", drive=go_over_to_postcopy, known=True),
+    Shape("x-colo", capabilities={"x-colo": True, "return-path": True}),
     Shape("rdma", scheme="rdma"),
     Shape("rdma-pin-all, over tcp", capabilities={"rdma-pin-all": True}),
     Shape("mode=cpr-reboot", parameters={"mode": "cpr-reboot"}, arrive=resume),

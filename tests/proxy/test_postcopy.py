@@ -24,6 +24,8 @@ SMP2 = "kvm-trixie-a57r0-smp2"
 ADVISE, LISTEN, RUN = command(3, bytes(16)), command(4), command(5)
 END_OF_SECTION = be64(0x10)
 PING = command(2, be32(3))
+LOADED = command(2, be32(0x42))
+"""Answered once the devices are loaded, since QEMU 11."""
 MEMORY = b"\x08\x00\x02\x00\x04\x00\x00\x00\x04 whatever memory holds"
 GONE = parse_register("CNTP_CTL_EL0")
 
@@ -74,7 +76,7 @@ def test_the_registers_are_swapped_in_any_chunks(cuts: set[int]) -> None:
     assert rewriter.report.outcome is Outcome.REWRITTEN
 
 
-@pytest.mark.parametrize("ping", [PING, b""], ids=["ping", "no ping"])
+@pytest.mark.parametrize("ping", [PING, b"", PING + LOADED], ids=["ping", "no ping", "two pings"])
 def test_the_length_follows_registers_that_are_left_out(ping: bytes) -> None:
     stream = postcopied(live(short(SMP2)), ping)
     host = profile("kvm-trixie-a57r3")
@@ -86,6 +88,10 @@ def test_the_length_follows_registers_that_are_left_out(ping: bytes) -> None:
     [announced] = [found for found in commands if found.command is CommandType.PACKAGED]
     [run] = [found for found in commands if found.command is CommandType.POSTCOPY_RUN]
     assert int.from_bytes(announced.payload, "big") == run.offset + len(RUN) - announced.offset - 9
+    assert (
+        b"".join(found.raw for found in commands if found.command is CommandType.PING and found.offset < run.offset)
+        == ping
+    )
     assert all(GONE not in registers for registers in open_vcpus(state))
     assert out.endswith(MEMORY)
 
@@ -131,6 +137,7 @@ BROKEN = {
     "no listen": (LISTEN, b"", MalformedStreamError),
     "no run": (RUN, b"", MalformedStreamError),
     "another command": (RUN, command(1) + RUN, MalformedStreamError),
+    "three pings": (RUN, PING + PING + LOADED + RUN, MalformedStreamError),
 }
 
 
