@@ -8,10 +8,12 @@ one, nothing is located. Where there is a vmdesc, every header, subsection heade
 
 import re
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
 from itertools import zip_longest
 from struct import Struct
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from formats import arm_cpu
 from formats.errors import UnlocatableSectionError
@@ -40,8 +42,7 @@ NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vm
 """The way out where footers do not do."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSection:
+class DeviceSection(msgspec.Struct, frozen=True):
     """One located FULL section.
 
     Attributes:
@@ -72,8 +73,7 @@ class DeviceSection:
         return f"'{self.name}' instance {self.instance_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class EarlySection:
+class EarlySection(msgspec.Struct, frozen=True):
     """A section before the iterable ones, kept until the vmdesc can be asked whether footers located it rightly.
 
     Attributes:
@@ -87,8 +87,7 @@ class EarlySection:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(msgspec.Struct, frozen=True):
     """A section header that stands, or seems to stand, at `start`."""
 
     start: int

@@ -7,8 +7,9 @@ the caller's own buffer: it is good until the next `feed`.
 """
 
 import enum
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from formats.records import CommandType, RecordType
 
@@ -27,24 +28,28 @@ class NeedData(enum.Enum):
 
 NEED_DATA = NeedData.NEED_DATA
 
+_BYTES: Final = ("raw", "held")
+"""Fields too long to be printed."""
 
-@dataclass(frozen=True, slots=True)
-class Event:
+
+class Event(msgspec.Struct, frozen=True):
     """A piece of the stream: where it begins, in bytes from the stream's start, and its bytes."""
 
     offset: int
-    raw: Raw = field(repr=False)
+    raw: Raw
+
+    def __repr__(self) -> str:
+        told = (name for name in self.__struct_fields__ if name not in _BYTES)
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in told)})"
 
 
-@dataclass(frozen=True, slots=True)
-class FileHeader(Event):
+class FileHeader(Event, frozen=True):
     """`QEVM` and the version of the stream format, 3."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration(Event):
+class Configuration(Event, frozen=True):
     """CONFIGURATION: the machine type, and what its subsections say.
 
     Attributes:
@@ -60,16 +65,14 @@ class Configuration(Event):
     uuid: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Command(Event):
+class Command(Event, frozen=True):
     """COMMAND and its payload."""
 
     command: CommandType
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SectionBegin(Event):
+class SectionBegin(Event, frozen=True):
     """SECTION_START, SECTION_PART or SECTION_END: an iterable section begins; PART and END repeat what START said."""
 
     type: RecordType
@@ -79,13 +82,11 @@ class SectionBegin(Event):
     version_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class IterableData(Event):
+class IterableData(Event, frozen=True):
     """A stretch of an iterable section's body; where it is cut means nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class MappedPages(Event):
+class MappedPages(Event, frozen=True):
     """A stretch of an iterable section's body that was stepped over, not fed; `raw` is empty.
 
     Attributes:
@@ -95,15 +96,13 @@ class MappedPages(Event):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class SectionFooter(Event):
+class SectionFooter(Event, frozen=True):
     """The footer of an iterable section: the section ends."""
 
     section_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceState(Event):
+class DeviceState(Event, frozen=True):
     """All the device sections in a row, located, with the end of file and the vmdesc that follow them.
 
     Attributes:
@@ -114,20 +113,18 @@ class DeviceState(Event):
         packaged: True for those of a postcopy migration, in its package; no end of file follows, and no vmdesc.
     """
 
-    held: bytearray = field(repr=False)
+    held: bytearray
     sections: "tuple[DeviceSection, ...]"
     vmdesc: "Vmdesc | None"
     early: bool
     packaged: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LateVmdesc(Event):
+class LateVmdesc(Event, frozen=True):
     """A vmdesc that came after the device state was located without it; it agrees."""
 
 
-@dataclass(frozen=True, slots=True)
-class PostcopyData(Event):
+class PostcopyData(Event, frozen=True):
     """A stretch of what follows the package: memory, and no device's state any more. It is not looked at."""
 
 

@@ -7,8 +7,9 @@ Source: Linux `arch/arm64/kvm/sys_regs.c` (`arm64_check_features`, `kvm_arm64_ft
 
 import enum
 import functools
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from formats.sysreg import describe, size_of
 from formats.tables import read_table
@@ -34,8 +35,7 @@ class Order(enum.Enum):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class IdField:
+class IdField(msgspec.Struct, frozen=True):
     """A field of an ID register.
 
     Attributes:

@@ -5,9 +5,9 @@ Source: libvirt `src/qemu/qemu_saveimage.h` (`virQEMUSaveHeader`), `qemu_saveima
 version above 2 tells that it was another one.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from construct import Bytes, Int32ub, Int32ul, Struct
 
 from formats.errors import MalformedStreamError, UnsupportedFeatureError
@@ -40,8 +40,7 @@ _REFUSED: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SaveHeader:
+class SaveHeader(msgspec.Struct, frozen=True):
     """What the header says.
 
     Attributes:

@@ -5,13 +5,13 @@ part number 15..4, revision 3..0.
 """
 
 import functools
-from dataclasses import dataclass
+
+import msgspec
 
 from formats.tables import read_table
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessorId:
+class ProcessorId(msgspec.Struct, frozen=True):
     """A MIDR_EL1 value taken apart.
 
     Attributes:

@@ -12,8 +12,9 @@ import enum
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from formats.tables import read_table
 
@@ -59,8 +60,7 @@ class Kind(enum.Enum):
     """Ordinary state of the guest, and all that is not known better."""
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(msgspec.Struct, frozen=True):
     """One register of the `cpu` section.
 
     Attributes:

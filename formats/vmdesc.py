@@ -52,8 +52,7 @@ _DEEPEST: Final = 64
 """Levels of structs and subsections; QEMU's own nest no deeper than ten."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One field of a device, or an array of equal ones.
 
     Attributes:
@@ -169,8 +168,7 @@ class Layout:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceDescription:
+class DeviceDescription(msgspec.Struct, frozen=True):
     """One device section: the idstr and instance id of its header, and the layout of its body."""
 
     name: str
@@ -178,8 +176,7 @@ class DeviceDescription:
     layout: Layout
 
 
-@dataclass(frozen=True, slots=True)
-class Vmdesc:
+class Vmdesc(msgspec.Struct, frozen=True):
     """The whole description: the devices in the order of their sections."""
 
     devices: tuple[DeviceDescription, ...]

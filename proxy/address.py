@@ -12,8 +12,9 @@ Source: QEMU `util/qemu-sockets.c` (`inet_parse`, `socket_parse`), the option -i
 
 import re
 import socket
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from proxy.errors import ConfigError
 
@@ -27,8 +28,7 @@ _LONGEST_PATH: Final = 107
 """Bytes of a socket's path, `struct sockaddr_un`; Linux wants one more for the end, or for what makes it abstract."""
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(msgspec.Struct, frozen=True):
     """A TCP address as the operator wrote it.
 
     Attributes:
@@ -45,8 +45,7 @@ class TcpAddress:
         return format_address(self.host, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(msgspec.Struct, frozen=True):
     """A socket in the file system, or with an abstract name, which begins with `@`."""
 
     path: str
@@ -65,8 +64,7 @@ class UnixAddress:
         return "\0" + self.path[1:] if self.abstract else self.path
 
 
-@dataclass(frozen=True, slots=True)
-class VsockAddress:
+class VsockAddress(msgspec.Struct, frozen=True):
     """A port of a virtual machine, or of its host, each of which has a context id."""
 
     cid: int
@@ -76,8 +74,7 @@ class VsockAddress:
         return f"vsock:{'any' if self.cid == _ANY_CID else self.cid}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class FdAddress:
+class FdAddress(msgspec.Struct, frozen=True):
     """A socket that was inherited, by the number of its descriptor."""
 
     number: int
@@ -86,16 +83,14 @@ class FdAddress:
         return f"fd:{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
-class StdioAddress:
+class StdioAddress(msgspec.Struct, frozen=True):
     """Standard input and output."""
 
     def __str__(self) -> str:
         return "stdio:"
 
 
-@dataclass(frozen=True, slots=True)
-class SystemdAddress:
+class SystemdAddress(msgspec.Struct, frozen=True):
     """The sockets that systemd listens on for a service."""
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
 """The route: where a source's connection goes on to, and how."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from proxy.address import TcpAddress
 from proxy.dialling import dial
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from proxy.tls import ClientTls
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """How the destination is reached.
 
     Attributes:
