@@ -4,12 +4,18 @@ from typing import Final
 
 from formats.records import CommandType
 
+COLO: Final = ("COLO", "turn the capability x-colo off")
+
+COLO_CHECKPOINT: Final = (1).to_bytes(4)
+"""What follows the end of a stream with COLO, as be32: the primary's first request for a checkpoint. Some QEMUs, such
+as 11.1, say nothing of COLO before. Source: QEMU `qapi/migration.json` (`COLOMessage`), `migration/colo.c`."""
+
 REFUSED_COMMANDS: Final[dict[CommandType, tuple[str, str]]] = {
     CommandType.POSTCOPY_LISTEN: ("postcopy without a package", "no QEMU sends that"),
     CommandType.POSTCOPY_RUN: ("postcopy without a package", "no QEMU sends that"),
     CommandType.POSTCOPY_RESUME: ("postcopy recovery on a connection that began otherwise", "no QEMU sends that"),
     CommandType.RECV_BITMAP: ("postcopy recovery on a connection that began otherwise", "no QEMU sends that"),
-    CommandType.ENABLE_COLO: ("COLO", "turn the capability x-colo off"),
+    CommandType.ENABLE_COLO: COLO,
 }
 """Commands that lead to where nothing can be judged; refused while the source still has its guest."""
 

@@ -58,7 +58,7 @@ from formats.records import (
     RecordType,
     read,
 )
-from formats.refusals import FOREIGNERS, REFUSED_CAPABILITIES, REFUSED_COMMANDS
+from formats.refusals import COLO, COLO_CHECKPOINT, FOREIGNERS, REFUSED_CAPABILITIES, REFUSED_COMMANDS
 from formats.vmdesc import Vmdesc, parse_vmdesc
 
 if TYPE_CHECKING:
@@ -387,8 +387,7 @@ class StreamParser:
         except ValueError:
             raise UnsupportedFeatureError(f"command {parsed.command} is not known", offset=self._offset) from None
         if command in REFUSED_COMMANDS:
-            feature, advice = REFUSED_COMMANDS[command]
-            raise UnsupportedFeatureError(f"{feature} is not supported", offset=self._offset, advice=advice)
+            raise self._unsupported(*REFUSED_COMMANDS[command])
         match command:
             case CommandType.OPEN_RETURN_PATH:
                 self.return_path = True
@@ -625,9 +624,14 @@ class StreamParser:
     # --- the end, and errors
 
     def _nothing_more(self) -> NeedData:
+        if self._data[: len(COLO_CHECKPOINT)] == COLO_CHECKPOINT:
+            raise self._unsupported(*COLO)
         if len(self._data):
             raise self._too_long(self._offset)
         return NEED_DATA
+
+    def _unsupported(self, feature: str, advice: str) -> UnsupportedFeatureError:
+        return UnsupportedFeatureError(f"{feature} is not supported", offset=self._offset, advice=advice)
 
     def _too_long(self, end: int) -> MalformedStreamError:
         return MalformedStreamError("more bytes follow the end of the stream", offset=end)

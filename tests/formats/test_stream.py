@@ -493,6 +493,14 @@ def test_bytes_after_the_end(trailing: bytes) -> None:
     assert not reading.parser.complete
 
 
+def test_a_checkpoint_after_the_end_is_refused_by_name() -> None:
+    """What QEMU 11.1 sends first of COLO, a while after the guest has come to the destination."""
+    reading = Reading()
+    reading.feed(small().stream())
+    with pytest.raises(UnsupportedFeatureError, match="COLO is not supported; turn the capability x-colo off"):
+        reading.feed(be32(1))
+
+
 @pytest.mark.parametrize("trailing", [b"\0", b"QEVM", bytes(5000)])
 def test_bytes_after_the_end_in_the_same_chunk(trailing: bytes) -> None:
     error = error_of(small().stream() + trailing, 1 << 20)

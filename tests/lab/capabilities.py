@@ -169,9 +169,12 @@ with them not allowed. What came of the three is said once where it is the same:
   migration went over to postcopy, as [safety.md](safety.md) has it. It did go on after `cont`.
 - *QEMU has it not*, *QEMU refuses*, *fails without the proxy, too*: it is not for the proxy to say. RDMA would need
   hardware that was not there. QEMU 10 and newer abort with `send-configuration=off` before they have sent anything.
-- *QEMU loses memory at times, without the proxy, too*: under TCG, with `postcopy-ram`, the source of QEMU 11.1 did not
-  send some pages again that its guest had written to since. Such a guest stands still at its destination. It was
-  tried again then, until one arrived in whole.
+- *QEMU loses memory at times, without the proxy, too*: under TCG, the source did not send some pages again that its
+  guest had written to since: that of QEMU 11.1 with `postcopy-ram`, and that of 5.2 with a guest that writes without
+  pause. Such a guest stands still at its destination. It was tried again then, until one arrived in whole.
+
+QEMU 11.1 says nothing of COLO in its stream. So `x-colo` is refused at the first checkpoint, when both guests run, as
+COLO has it; the source's guest goes on, and the other one is to be ended.
 
 With `release-ram`, postcopy was tried with `--source` only: without it, a guest that is refused late is lost
 ([safety.md](safety.md)).

@@ -238,6 +238,17 @@ async def went_postcopy(sides: Sides) -> None:
     shown(not names or "postcopy-active" in names, "the source was not in postcopy")
 
 
+async def colo_is_over(sides: Sides) -> None:
+    """Wait until the migration has failed, or the two guests of COLO have lost sight of each other; leave the first."""
+    with trio.move_on_after(20):
+        while not any(event["event"] == "COLO_EXIT" for event in sides.source.events):
+            reply = await sides.source.qmp("query-migrate")
+            if reply.get("status") in ("failed", "completed"):
+                return
+            await trio.sleep(_POLL)
+        await sides.destination.qmp("quit")
+
+
 async def resume(sides: Sides) -> None:
     """Continue a guest that arrives paused."""
     if await sides.destination.status() in ("paused", "suspended"):
@@ -407,7 +418,12 @@ SHAPES = (
     _postcopy("postcopy-ram, postcopy-blocktime", "postcopy-blocktime", drive=go_over_to_postcopy),
     _postcopy("postcopy-ram, with --source", drive=go_over_to_postcopy, known=True),
     _postcopy("postcopy-ram, release-ram, with --source", "release-ram", drive=go_over_to_postcopy, known=True),
-    Shape("x-colo", capabilities={"x-colo": True, "return-path": True}),
+    Shape(
+        "x-colo",
+        capabilities={"x-colo": True, "return-path": True},
+        source_parameters={"x-checkpoint-delay": 500},
+        drive=colo_is_over,
+    ),
     Shape("rdma", scheme="rdma"),
     Shape("rdma-pin-all, over tcp", capabilities={"rdma-pin-all": True}),
     Shape("mode=cpr-reboot", parameters={"mode": "cpr-reboot"}, arrive=resume),

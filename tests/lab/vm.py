@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT = 20.0
 _POLL = 0.02
-_FINAL = frozenset({"completed", "failed", "cancelled", "postcopy-paused"})
+_FINAL = frozenset({"completed", "failed", "cancelled", "postcopy-paused", "colo"})
 _UNLIMITED_BANDWIDTH = 1 << 40
 
 
