@@ -2,8 +2,11 @@
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from formats.id_fields import IdField, differing, fields_of
 from formats.midr import parse_midr_el1
@@ -55,8 +58,7 @@ class Action(enum.Enum):
     """It ends the migration."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What becomes of one register of one vCPU; registers that are equal on both sides have none.
 
     Attributes:

@@ -1,7 +1,8 @@
 """The rewriter: bytes in, bytes out, report. It does no IO; the relay and the offline commands use the same one."""
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from formats.errors import FormatError
 from formats.events import (
@@ -38,8 +39,7 @@ NO_RETURN_PATH: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(msgspec.Struct, frozen=True):
     """A piece of the stream that does not go on as it came, though it may be equal.
 
     Attributes:
@@ -49,8 +49,8 @@ class Replacement:
     """
 
     offset: int
-    before: bytes = field(repr=False)
-    after: bytes = field(repr=False)
+    before: bytes
+    after: bytes
 
 
 class Rewriter:

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from click.core import ParameterSource
+from msgspec.structs import replace
 
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.sysreg import MIDR_EL1, describe
@@ -24,8 +25,7 @@ from proxy.words import droppable_register, invariant_register, parse_midr, pars
 _MODES = [mode.value for mode in Mode]
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeOptions:
+class JudgeOptions(msgspec.Struct, frozen=True):
     """What the options said.
 
     Attributes:
