@@ -1,5 +1,6 @@
 """A click group that imports a command's module when the command is called, not before."""
 
+import gc
 import importlib
 from typing import Any
 
@@ -22,5 +23,9 @@ class LazyGroup(click.Group):
         module = self._commands_in.get(cmd_name)
         if module is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = importlib.import_module(module).command
+        gc.disable()  # what a module makes while it is loaded stays
+        try:
+            command: click.Command = importlib.import_module(module).command
+        finally:
+            gc.enable()
         return command
