@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from proxy.channel import Channel
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from tests.proxy.test_session import Socket
 
 HELLO = b"hello"
+
+
+@pytest.fixture
+def patient_clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """Let the threads that carry bytes finish what they are at before the clock jumps."""
+    autojump_clock.autojump_threshold = 0.1
+    return autojump_clock
 
 
 class Played:
@@ -77,7 +85,7 @@ async def test_what_was_sent_before_the_end_of_the_main_one_passes() -> None:
     assert not it.lost
 
 
-async def test_a_channel_that_goes_on_after_the_main_one_is_reset(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_channel_that_goes_on_after_the_main_one_is_reset(patient_clock: trio.testing.MockClock) -> None:
     async with channel() as it:
         it.channel.end(clean=False)
         assert (await rest(it.destination))[1] == "reset"
@@ -91,7 +99,7 @@ async def test_a_channel_that_is_cut_is_reset_at_once() -> None:
         assert (await rest(it.source))[1] == "reset"
 
 
-async def test_a_channel_that_ends_before_the_main_one_is_lost(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_channel_that_ends_before_the_main_one_is_lost(patient_clock: trio.testing.MockClock) -> None:
     async with channel() as it:
         it.source.close()
         assert (await rest(it.destination))[1] == "reset"

@@ -337,8 +337,8 @@ async def test_a_destination_that_resets_at_the_end(stream: bytes) -> None:
 )
 async def test_what_only_a_running_source_can_answer_is_refused(kind: int, name: str) -> None:
     stream = before_sections(STREAM, POSTCOPY_ADVISE)
-    async with replaying(stream) as it:
-        await receive(it.destination, len(stream))
+    async with replaying(stream, rate=len(stream)) as it:
+        await receive(it.destination, 1)
         await send(it.destination, PONG + struct.pack(">HH", kind, 12))
         report = await it.report()
         assert (await rest(it.destination))[1] == "reset"

@@ -113,9 +113,33 @@ async def test_a_destination_that_is_reset() -> None:
 async def test_no_descriptor_is_left_behind() -> None:
     async with tcp() as it:
         before = os.listdir("/proc/self/fd")
-        with trio.move_on_after(0.05):
+        for data in (b"", b"some"):
+            await send(it.near, data)
+            with trio.move_on_after(0.05) as scope:
+                await splice_on(it.here, it.there)
+            assert scope.cancelled_caught
+            assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("blocked", [False, True], ids=["while all flows", "while the destination takes nothing"])
+async def test_it_can_be_cancelled(blocked: bool) -> None:
+    """Then it is not taken for the end of what was to come."""
+    async with tcp() as it, trio.open_nursery() as nursery:
+
+        async def feed() -> None:
+            while True:
+                await send(it.near, SOME)
+
+        async def take() -> None:
+            while not blocked:
+                await receive(it.far, 100_000)
+
+        nursery.start_soon(feed)
+        nursery.start_soon(take)
+        with trio.move_on_after(0.2) as scope:
             await splice_on(it.here, it.there)
-        assert os.listdir("/proc/self/fd") == before
+        assert scope.cancelled_caught
+        nursery.cancel_scope.cancel()
 
 
 async def test_sockets_that_the_kernel_cannot_splice(monkeypatch: pytest.MonkeyPatch) -> None:
