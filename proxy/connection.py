@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import struct
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -83,8 +84,7 @@ class SocketConnection(Connection):
         super().__init__(peer, _peer_name(sock) if name is None else name, _peer_host(sock))
         self.socket = sock
         self._since_turn = 0
-        self._is_tcp = sock.family in _INET
-        if self._is_tcp:
+        if sock.family in _INET:
             sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
 
@@ -92,7 +92,7 @@ class SocketConnection(Connection):
         """Receive into a buffer; see `Connection.receive`."""
         with self._translated():
             length = await self._when(trio.lowlevel.wait_readable, os.readv, [buffer])
-            self.acknowledge(length)
+            acknowledge(self.socket, length)
         return length
 
     async def send(self, data: "Raw") -> None:
@@ -124,16 +124,6 @@ class SocketConnection(Connection):
             else:
                 self._since_turn += length
                 return length
-
-    def acknowledge(self, length: int) -> None:
-        """Acknowledge at once what has been taken from the socket, unless that is done by itself.
-
-        QEMU's sockets do not send their next small piece before the last one is acknowledged (Nagle), and Linux lets
-        the acknowledgement of no more than a segment wait for up to 40 ms, in which the guest may stand. Source:
-        tcp(7), TCP_QUICKACK; Linux `net/ipv4/tcp.c` (`__tcp_cleanup_rbuf`).
-        """
-        if self._is_tcp and length <= _SEGMENT:
-            self.socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_QUICKACK, 1)
 
     async def finish(self) -> None:
         """Carry a half-close over; see `Connection.finish`."""
@@ -169,6 +159,21 @@ class SocketConnection(Connection):
             yield
         except OSError as error:
             raise self.broken(error) from error
+
+
+def acknowledge(sock: trio.socket.SocketType | socket.socket, length: int) -> None:
+    """Acknowledge at once what has been taken from a socket, unless that is done by itself.
+
+    QEMU's sockets do not send their next small piece before the last one is acknowledged (Nagle), and Linux lets the
+    acknowledgement of no more than a segment wait for up to 40 ms, in which the guest may stand. Source: tcp(7),
+    TCP_QUICKACK; Linux `net/ipv4/tcp.c` (`__tcp_cleanup_rbuf`).
+
+    Args:
+        sock: TCP, or of another kind that knows no such thing.
+        length: Bytes that were taken.
+    """
+    if length <= _SEGMENT and sock.family in _INET:
+        sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_QUICKACK, 1)
 
 
 class StdioConnection(Connection):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from proxy.connection import acknowledge
 from proxy.errors import PeerError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class _Way:
                     continue
                 if not length:
                     break
-                side.acknowledge(length)
+                acknowledge(side.socket, length)
                 side, left, passed = self._there, length, True
                 while left and not stop.called:
                     try:

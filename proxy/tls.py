@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from proxy.connection import Connection, SocketConnection
+from proxy.connection import Connection, SocketConnection, acknowledge
 from proxy.errors import ConfigError, PeerError
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ _HANDSHAKE_TIMEOUT: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)
 _BREATH: Final = 0.01
 _RECORD: Final = 1 << 14
+_AT_ONCE: Final = 16 * _RECORD
+"""Bytes received at once, at most: the peer must not be kept waiting for what has been decrypted."""
+_TURN: Final = 64
+"""Operations after which other tasks get their turn, where the socket is always ready."""
 
 _WORDS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has shown no certificate",
@@ -128,6 +132,7 @@ class TlsConnection(Connection):
         raw.setblocking(False)
         self._unread = b""
         self._ended = False
+        self._since_turn = 0
         self._broken: OSError | None = None
         try:
             self._socket = wrap(raw)
@@ -148,7 +153,9 @@ class TlsConnection(Connection):
 
     async def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Connection.receive`."""
-        return await self._patiently(partial(self._receive, buffer))
+        length = await self._patiently(partial(self._receive, buffer))
+        acknowledge(self._socket, length)
+        return length
 
     async def send(self, data: "bytes | bytearray | memoryview") -> None:
         """Send all of `data`; see `Connection.send`."""
@@ -187,10 +194,21 @@ class TlsConnection(Connection):
             raise self._broken
         if self._ended:
             return 0
+        # A record has 16 KiB at most; as many as have come are taken at once.
+        filled, most = 0, min(len(buffer), _AT_ONCE)
         try:
-            return self._socket.recv_into(buffer)
+            while filled < most and (length := self._socket.recv_into(buffer[filled:most])):
+                filled += length
         except ssl.SSLZeroReturnError:
-            return 0  # both have said goodbye
+            pass  # both have said goodbye
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if not filled:
+                raise
+        except OSError as error:
+            if not filled:
+                raise
+            self._broken = error
+        return filled
 
     def _close(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -216,18 +234,19 @@ class TlsConnection(Connection):
 
     async def _patiently(self, operation: "Callable[[], _Done]") -> _Done:
         """Do something on the socket, waiting until it can be done; raises PeerError."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        self._since_turn += 1
+        if self._since_turn >= _TURN:
+            self._since_turn = 0
+            await trio.lowlevel.checkpoint()
         try:
             while True:
                 try:
-                    done = operation()
+                    return operation()
                 except ssl.SSLWantReadError:
                     await _waited(trio.lowlevel.wait_readable, self._socket)
                 except ssl.SSLWantWriteError:
                     await _waited(trio.lowlevel.wait_writable, self._socket)
-                else:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                    return done
+                self._since_turn = 0
         except (OSError, trio.ClosedResourceError) as error:
             raise PeerError(self.peer, f"broke the connection: {_explained(error)}") from error
 
