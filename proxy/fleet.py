@@ -1,11 +1,9 @@
 """Who can go where: every ordered pair of hosts, judged by their profiles."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
-
-from msgspec.structs import replace
 
 from formats.midr import parse_midr_el1
 from proxy.check import Answer, check

@@ -5,9 +5,8 @@ processor stay the same.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from formats.midr import parse_midr_el1
 from formats.sysreg import MIDR_EL1, Kind, describe
@@ -20,7 +19,8 @@ SCHEMA_VERSION = 1
 _HOST_KINDS = (Kind.IDENTIFICATION, Kind.CACHE_ID, Kind.FIRMWARE, Kind.FEATURE_BITMAP)
 
 
-class HostProfile(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class HostProfile:
     """A host's registers.
 
     Attributes:

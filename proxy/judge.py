@@ -2,11 +2,8 @@
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
-
-import msgspec
-from msgspec.structs import replace
 
 from formats.id_fields import IdField, differing, fields_of
 from formats.midr import parse_midr_el1
@@ -58,7 +55,8 @@ class Action(enum.Enum):
     """It ends the migration."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Verdict:
     """What becomes of one register of one vCPU; registers that are equal on both sides have none.
 
     Attributes:

@@ -1,10 +1,9 @@
 """The policy: which processors may come, what may change, and what a migration has to bring."""
 
 import enum
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final
-
-import msgspec
 
 from formats.sysreg import MIDR_EL1
 from proxy.rules import Rule, RuleAction, Rules
@@ -25,7 +24,8 @@ class Mode(enum.StrEnum):
     """Nothing; what would be changed or refused is reported."""
 
 
-class Requirements(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Requirements:
     """What a migration has to bring.
 
     Attributes:
@@ -49,7 +49,8 @@ DEFAULT_RULES: Final = Rules({MIDR_EL1: (Rule("default", RuleAction.SWAP),)})
 """What may change when nothing is said: the processor id, for processors that the whitelist has."""
 
 
-class Policy(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Policy:
     """What the operator vouches for.
 
     Attributes:
@@ -64,4 +65,4 @@ class Policy(msgspec.Struct, frozen=True):
     rules: Rules = DEFAULT_RULES
     mode: Mode = Mode.REPAIR
     drop_harmless: bool = True
-    require: Requirements = msgspec.field(default_factory=Requirements)
+    require: Requirements = field(default_factory=Requirements)

@@ -2,9 +2,8 @@
 
 import enum
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from formats.sysreg import format_id
 from proxy.errors import ExitCode
@@ -25,7 +24,8 @@ class Outcome(enum.StrEnum):
     FAILED = "failed"
 
 
-class Report(msgspec.Struct):
+@dataclass(slots=True)
+class Report:
     """What came of one stream; filled in as it passes.
 
     Attributes:
@@ -52,8 +52,8 @@ class Report(msgspec.Struct):
     bytes_out: int = 0
     machine: str | None = None
     vcpus: int = 0
-    changes: "list[Verdict]" = msgspec.field(default_factory=list)
-    would_change: "list[Verdict]" = msgspec.field(default_factory=list)
+    changes: "list[Verdict]" = field(default_factory=list)
+    would_change: "list[Verdict]" = field(default_factory=list)
     channels: int = 0
     postcopy: bool = False
     recoveries: int = 0

@@ -1,8 +1,7 @@
 """The rewriter: bytes in, bytes out, report. It does no IO; the relay and the offline commands use the same one."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-
-import msgspec
 
 from formats.errors import FormatError
 from formats.events import (
@@ -39,7 +38,8 @@ NO_RETURN_PATH: Final = (
 )
 
 
-class Replacement(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Replacement:
     """A piece of the stream that does not go on as it came, though it may be equal.
 
     Attributes:
@@ -49,8 +49,8 @@ class Replacement(msgspec.Struct, frozen=True):
     """
 
     offset: int
-    before: bytes
-    after: bytes
+    before: bytes = field(repr=False)
+    after: bytes = field(repr=False)
 
 
 class Rewriter:

@@ -1,9 +1,9 @@
 """One migration: a source's connection, the destination's, and the two pumps between them."""
 
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import trio
 
 from formats.errors import FormatError
@@ -46,7 +46,8 @@ _PAUSED: Final = (
 )
 
 
-class SessionConfig(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
     """What every migration through one listener has in common.
 
     Attributes:

@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 from click.core import ParameterSource
-from msgspec.structs import replace
 
 from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
 from formats.sysreg import MIDR_EL1, describe
@@ -25,7 +24,8 @@ from proxy.words import droppable_register, invariant_register, parse_midr, pars
 _MODES = [mode.value for mode in Mode]
 
 
-class JudgeOptions(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
     """What the options said.
 
     Attributes:

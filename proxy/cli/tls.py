@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 if TYPE_CHECKING:
     from proxy.tls import ClientTls, ServerTls
 
 
-class TlsOptions(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
     """What the options said; None for plain text.
 
     Attributes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from msgspec.structs import replace
 from playwright.sync_api import sync_playwright
 
 from formats.sysreg import describe

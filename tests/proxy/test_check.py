@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from dataclasses import replace
 
 from formats.sysreg import MIDR_EL1, parse_register
 from proxy.check import check

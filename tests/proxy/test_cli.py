@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 import pytest
 
 from formats.events import SectionBegin, SectionFooter
@@ -647,7 +646,7 @@ def test_check_says_what_blind_would_change_without_need(
 ) -> None:
     path = tmp_path / "free.toml"
     writable = {parse_register("ID_AA64DFR0_EL1"): 0xF}
-    path.write_text(write_profile(msgspec.structs.replace(profile(NEWER), writable=writable)))
+    path.write_text(write_profile(replace(profile(NEWER), writable=writable)))
     for source in (CAPTURES / f"{OLDER}.xz", older):
         result = run("check", source, "--host", path)
         assert (result.code, named(result, "swapped")) == (0, [])

@@ -6,10 +6,10 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from msgspec.structs import replace
 
 from formats.sysreg import MIDR_EL1, describe
 from proxy.fleet import FleetHost, in_short, judge_fleet

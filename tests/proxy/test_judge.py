@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
-from msgspec.structs import replace
 
 from formats.sysreg import MIDR_EL1, describe, parse_register
 from proxy.acceptance import NO_SUCH_REGISTER

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from msgspec.structs import replace
 
 from formats.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError, RefusedError

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from formats.errors import FormatError, MalformedStreamError, UnlocatableSectionError
 from formats.events import NEED_DATA, Command, DeviceState, SectionBegin

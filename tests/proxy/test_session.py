@@ -5,12 +5,11 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from msgspec.structs import replace
 
 from formats.sysreg import MIDR_EL1
 from proxy.address import TcpAddress

@@ -8,10 +8,10 @@ import io
 import lzma
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from msgspec.structs import replace
 
 from formats.arm_cpu import RegisterList
 from formats.errors import DeviceStateTooLargeError, ForeignStreamError, MalformedStreamError, TruncatedStreamError
