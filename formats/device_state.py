@@ -8,12 +8,10 @@ one, nothing is located. Where there is a vmdesc, every header, subsection heade
 
 import re
 from collections import defaultdict, deque
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from struct import Struct
 from typing import TYPE_CHECKING, Final
-
-import msgspec
-from msgspec.structs import replace
 
 from formats import arm_cpu
 from formats.errors import UnlocatableSectionError
@@ -42,7 +40,8 @@ NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vm
 """The way out where footers do not do."""
 
 
-class DeviceSection(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DeviceSection:
     """One located FULL section.
 
     Attributes:
@@ -73,7 +72,8 @@ class DeviceSection(msgspec.Struct, frozen=True):
         return f"'{self.name}' instance {self.instance_id}"
 
 
-class EarlySection(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class EarlySection:
     """A section before the iterable ones, kept until the vmdesc can be asked whether footers located it rightly.
 
     Attributes:
@@ -87,7 +87,8 @@ class EarlySection(msgspec.Struct, frozen=True):
     offset: int
 
 
-class _Header(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Header:
     """A section header that stands, or seems to stand, at `start`."""
 
     start: int

@@ -7,9 +7,8 @@ the caller's own buffer: it is good until the next `feed`.
 """
 
 import enum
-from typing import TYPE_CHECKING, Final
-
-import msgspec
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from formats.records import CommandType, RecordType
 
@@ -28,28 +27,24 @@ class NeedData(enum.Enum):
 
 NEED_DATA = NeedData.NEED_DATA
 
-_BYTES: Final = ("raw", "held")
-"""Fields too long to be printed."""
 
-
-class Event(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Event:
     """A piece of the stream: where it begins, in bytes from the stream's start, and its bytes."""
 
     offset: int
-    raw: Raw
-
-    def __repr__(self) -> str:
-        told = (name for name in self.__struct_fields__ if name not in _BYTES)
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in told)})"
+    raw: Raw = field(repr=False)
 
 
-class FileHeader(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FileHeader(Event):
     """`QEVM` and the version of the stream format, 3."""
 
     version: int
 
 
-class Configuration(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Configuration(Event):
     """CONFIGURATION: the machine type, and what its subsections say.
 
     Attributes:
@@ -65,14 +60,16 @@ class Configuration(Event, frozen=True):
     uuid: bytes | None
 
 
-class Command(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Command(Event):
     """COMMAND and its payload."""
 
     command: CommandType
     payload: bytes
 
 
-class SectionBegin(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SectionBegin(Event):
     """SECTION_START, SECTION_PART or SECTION_END: an iterable section begins; PART and END repeat what START said."""
 
     type: RecordType
@@ -82,11 +79,13 @@ class SectionBegin(Event, frozen=True):
     version_id: int
 
 
-class IterableData(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class IterableData(Event):
     """A stretch of an iterable section's body; where it is cut means nothing."""
 
 
-class MappedPages(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class MappedPages(Event):
     """A stretch of an iterable section's body that was stepped over, not fed; `raw` is empty.
 
     Attributes:
@@ -96,13 +95,15 @@ class MappedPages(Event, frozen=True):
     length: int
 
 
-class SectionFooter(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SectionFooter(Event):
     """The footer of an iterable section: the section ends."""
 
     section_id: int
 
 
-class DeviceState(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DeviceState(Event):
     """All the device sections in a row, located, with the end of file and the vmdesc that follow them.
 
     Attributes:
@@ -113,18 +114,20 @@ class DeviceState(Event, frozen=True):
         packaged: True for those of a postcopy migration, in its package; no end of file follows, and no vmdesc.
     """
 
-    held: bytearray
+    held: bytearray = field(repr=False)
     sections: "tuple[DeviceSection, ...]"
     vmdesc: "Vmdesc | None"
     early: bool
     packaged: bool = False
 
 
-class LateVmdesc(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class LateVmdesc(Event):
     """A vmdesc that came after the device state was located without it; it agrees."""
 
 
-class PostcopyData(Event, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PostcopyData(Event):
     """A stretch of what follows the package: memory, and no device's state any more. It is not looked at."""
 
 

@@ -7,9 +7,8 @@ Source: Linux `arch/arm64/kvm/sys_regs.c` (`arm64_check_features`, `kvm_arm64_ft
 
 import enum
 import functools
+from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from formats.sysreg import describe, size_of
 from formats.tables import read_table
@@ -35,7 +34,8 @@ class Order(enum.Enum):
     """
 
 
-class IdField(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class IdField:
     """A field of an ID register.
 
     Attributes:

@@ -5,9 +5,9 @@ Source: libvirt `src/qemu/qemu_saveimage.h` (`virQEMUSaveHeader`), `qemu_saveima
 version above 2 tells that it was another one.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 from construct import Bytes, Int32ub, Int32ul, Struct
 
 from formats.errors import MalformedStreamError, UnsupportedFeatureError
@@ -40,7 +40,8 @@ _REFUSED: Final = {
 }
 
 
-class SaveHeader(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SaveHeader:
     """What the header says.
 
     Attributes:

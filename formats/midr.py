@@ -5,13 +5,13 @@ part number 15..4, revision 3..0.
 """
 
 import functools
-
-import msgspec
+from dataclasses import dataclass
 
 from formats.tables import read_table
 
 
-class ProcessorId(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ProcessorId:
     """A MIDR_EL1 value taken apart.
 
     Attributes:

@@ -8,9 +8,8 @@ There is no end of file and no vmdesc in it, so footers and schemas locate its s
 Source: QEMU `migration/migration.c` (`postcopy_start`), `migration/savevm.c` (`qemu_savevm_send_packaged`).
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-import msgspec
 
 from formats.device_state import FOOTER_SIZE, DeviceSection, locate_by_footers
 from formats.errors import MalformedStreamError, UnlocatableSectionError
@@ -33,7 +32,8 @@ _RECOVERY: Final = frozenset({CommandType.RECV_BITMAP, CommandType.POSTCOPY_RESU
 _ADVICE: Final = "migrate without postcopy: turn the capability postcopy-ram off"
 
 
-class Package(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Package:
     """A package taken apart.
 
     Attributes:

@@ -1,9 +1,8 @@
 """Sets of processors as people write them: `cortex-a57 r1p0..r1p3`, `0x43:0x0af`, or one MIDR_EL1 value."""
 
 import re
+from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from formats.midr import ProcessorId, core_names, parse_midr_el1
 
@@ -18,7 +17,8 @@ class UnknownProcessorError(ValueError):
     """A text does not name processors; the message says why, and what looks like it."""
 
 
-class Processors(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Processors:
     """One core in a range of its revisions.
 
     Attributes:

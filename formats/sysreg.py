@@ -12,9 +12,8 @@ import enum
 import functools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
-
-import msgspec
 
 from formats.tables import read_table
 
@@ -60,7 +59,8 @@ class Kind(enum.Enum):
     """Ordinary state of the guest, and all that is not known better."""
 
 
-class Register(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Register:
     """One register of the `cpu` section.
 
     Attributes:

@@ -52,7 +52,8 @@ _DEEPEST: Final = 64
 """Levels of structs and subsections; QEMU's own nest no deeper than ten."""
 
 
-class Field(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Field:
     """One field of a device, or an array of equal ones.
 
     Attributes:
@@ -168,7 +169,8 @@ class Layout:
         return found
 
 
-class DeviceDescription(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DeviceDescription:
     """One device section: the idstr and instance id of its header, and the layout of its body."""
 
     name: str
@@ -176,7 +178,8 @@ class DeviceDescription(msgspec.Struct, frozen=True):
     layout: Layout
 
 
-class Vmdesc(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Vmdesc:
     """The whole description: the devices in the order of their sections."""
 
     devices: tuple[DeviceDescription, ...]

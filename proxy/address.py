@@ -12,9 +12,8 @@ Source: QEMU `util/qemu-sockets.c` (`inet_parse`, `socket_parse`), the option -i
 
 import re
 import socket
+from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from proxy.errors import ConfigError
 
@@ -28,7 +27,8 @@ _LONGEST_PATH: Final = 107
 """Bytes of a socket's path, `struct sockaddr_un`; Linux wants one more for the end, or for what makes it abstract."""
 
 
-class TcpAddress(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
     """A TCP address as the operator wrote it.
 
     Attributes:
@@ -45,7 +45,8 @@ class TcpAddress(msgspec.Struct, frozen=True):
         return format_address(self.host, self.port)
 
 
-class UnixAddress(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
     """A socket in the file system, or with an abstract name, which begins with `@`."""
 
     path: str
@@ -64,7 +65,8 @@ class UnixAddress(msgspec.Struct, frozen=True):
         return "\0" + self.path[1:] if self.abstract else self.path
 
 
-class VsockAddress(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class VsockAddress:
     """A port of a virtual machine, or of its host, each of which has a context id."""
 
     cid: int
@@ -74,7 +76,8 @@ class VsockAddress(msgspec.Struct, frozen=True):
         return f"vsock:{'any' if self.cid == _ANY_CID else self.cid}:{self.port}"
 
 
-class FdAddress(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FdAddress:
     """A socket that was inherited, by the number of its descriptor."""
 
     number: int
@@ -83,14 +86,16 @@ class FdAddress(msgspec.Struct, frozen=True):
         return f"fd:{self.number}"
 
 
-class StdioAddress(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class StdioAddress:
     """Standard input and output."""
 
     def __str__(self) -> str:
         return "stdio:"
 
 
-class SystemdAddress(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SystemdAddress:
     """The sockets that systemd listens on for a service."""
 
     def __str__(self) -> str:

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable
-
-import msgspec
+from dataclasses import dataclass
 
 from formats.sysreg import describe, parse_register
 from formats.tables import read_table
 
 
-class Harmless(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Harmless:
     """When a register may be dropped.
 
     Attributes:

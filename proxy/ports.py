@@ -1,16 +1,16 @@
 """What the rules and the proxy have to agree on: a range of TCP ports, and a mark."""
 
 import re
+from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from proxy.errors import ConfigError
 
 _RANGE: Final = re.compile(r"(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5}))?")
 
 
-class PortRange(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PortRange:
     """The ports from `first` to `last`, both included."""
 
     first: int

@@ -1,8 +1,7 @@
 """The route: where a source's connection goes on to, and how."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from proxy.address import TcpAddress
 from proxy.dialling import dial
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from proxy.tls import ClientTls
 
 
-class Route(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Route:
     """How the destination is reached.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 import enum
 from collections.abc import Iterable, Mapping
-
-import msgspec
+from dataclasses import dataclass
 
 
 class RuleAction(enum.StrEnum):
@@ -19,7 +18,8 @@ class RuleAction(enum.StrEnum):
     """It must be the same on both sides, though the destination might take it."""
 
 
-class Rule(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Rule:
     """One rule.
 
     Attributes:
@@ -55,7 +55,8 @@ class OverlapError(ValueError):
         self.second = second
 
 
-class Rules(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Rules:
     """All the rules of a policy, by register id; a register has one for the whole, or one each for some fields."""
 
     by_register: Mapping[int, tuple[Rule, ...]]

@@ -1,13 +1,13 @@
 """The whitelist: which processors are close enough to each other."""
 
 from collections.abc import Sequence
-
-import msgspec
+from dataclasses import dataclass
 
 from formats.processors import Processors
 
 
-class Pairing(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Pairing:
     """Processors whose guests may come, and the processors that they may come to.
 
     Attributes:
