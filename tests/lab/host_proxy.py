@@ -6,14 +6,19 @@ import functools
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
-from contextlib import asynccontextmanager
+import tempfile
+import zipfile
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests.lab.cache import cache_folder
 from tests.lab.host_guest import outside
 from tests.lab.qmp import LabError
 from tests.lab.remote import RemoteCommand, running_command
@@ -27,7 +32,13 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _FOLDER = "/tmp/vmstate-proxy"
 _DISTRIBUTIONS = ("click", "construct", "trio", "attrs", "sortedcontainers", "idna", "outcome", "sniffio")
-"""What `run --kvm` and `check --kvm` import beside the standard library; all of it is pure Python."""
+"""What the commands for hosts import beside the standard library, and is pure Python."""
+
+_COMPILED = ("msgspec",)
+"""The same, and is not: it is asked for as wheels for arm64, of the versions of Python that the hosts have."""
+
+_PYTHON_VERSIONS = ("3.11", "3.13")
+_PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_28_aarch64")
 
 _PYTHON = ("sh", "-c", f'cd {_FOLDER} && exec python3 -m proxy "$@"', "vmstate-proxy")
 _LISTENING = re.compile(r"listening on tcp:\S+:(\d+), ")
@@ -97,7 +108,7 @@ async def _listening(command: RemoteCommand) -> int:
 async def _install(host: Host) -> None:
     if (await host.run(["test", "-d", _FOLDER], check=False)).returncode:
         unpack = f"mkdir {_FOLDER}.new && cd {_FOLDER}.new && tar xf - && mv {_FOLDER}.new {_FOLDER}"
-        await host.run(unpack, stdin=_bundle())
+        await host.run(unpack, stdin=await trio.to_thread.run_sync(_bundle))
 
 
 @functools.cache
@@ -111,7 +122,38 @@ def _bundle() -> bytes:
             for file in distribution(name).files or ():
                 if file.suffix == ".py" and not file.is_absolute() and ".." not in file.parts:
                     archive.add(str(file.locate()), str(file))
+        for wheel in _wheels():
+            with zipfile.ZipFile(wheel) as files:
+                for part in files.infolist():
+                    if not part.is_dir():
+                        info = tarfile.TarInfo(part.filename)
+                        info.size = part.file_size
+                        archive.addfile(info, files.open(part))
     return packed.getvalue()
+
+
+def _wheels() -> list[Path]:
+    """Return the wheels of what is compiled, from the lab's cache or fetched into it.
+
+    Raises:
+        LabError: pip cannot get them.
+    """
+    wanted = [f"{name}=={distribution(name).version}" for name in _COMPILED]
+    folder = cache_folder() / "-".join(["wheels", *wanted])
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="wheels-new-") as new:
+            for version in _PYTHON_VERSIONS:
+                pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+                pip += ["--only-binary=:all:", "--python-version", version, "--dest", new]
+                for platform in _PLATFORMS:
+                    pip += ["--platform", platform]
+                done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise LabError(f"pip cannot get {' '.join(wanted)} for arm64: {done.stderr.strip()}")
+            with suppress(OSError):  # another one was quicker
+                Path(new).rename(folder)
+                Path(new).mkdir()
+    return sorted(folder.glob("*.whl"))
 
 
 def _add(archive: tarfile.TarFile, folder: Path, name: str) -> None:

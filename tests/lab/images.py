@@ -30,6 +30,8 @@ _RECIPE = ("images.py", "packages.py", "cpio.py", "elf.py", "agent.py")
 _PACKAGES = ("qemu-system-arm", "linux-image-arm64", "busybox-static", "python3")
 _LOADER = "usr/lib/ld-linux-aarch64.so.1"
 _PROGRAMS = ("usr/bin/qemu-system-aarch64", "usr/bin/python3")
+_LIBRARIES = ("usr/lib/aarch64-linux-gnu/libpthread.so.0",)
+"""What wheels for older C libraries are linked with, and nothing else in a host is."""
 _PYTHON = re.compile(r"usr/lib/python3\.\d+/")
 # Big, and of no use in a host: what needs libraries of its own, what is for people, and what installs packages.
 _NOT_OF_PYTHON = re.compile(
@@ -131,7 +133,7 @@ def _root_files(suite: str, tree: Mapping[str, Entry]) -> dict[str, Entry]:
     python = [path for path in tree if _PYTHON.match(path) and not _NOT_OF_PYTHON.search(path)]
     # sitecustomize and the like lead to /etc, which stays empty.
     python = [path for path in python if not isinstance(tree[path], Symlink)]
-    files = with_dependencies(tree, [_LOADER, *_PROGRAMS, *python])
+    files = with_dependencies(tree, [_LOADER, *_PROGRAMS, *_LIBRARIES, *python])
     modules = _modules(tree)
     files |= {f"modules/{name}.ko": File(data) for name, data in modules.items()}
     # Another package holds a hook script of that name, elsewhere; this is the program.
