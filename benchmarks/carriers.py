@@ -154,7 +154,7 @@ async def _wait_listening(process: Process, way: Way) -> None:
 
 async def _watch_memory(pid: int, spent: Spent) -> None:
     while True:
-        with suppress(FileNotFoundError, ValueError):  # a child that has just ended
+        with suppress(FileNotFoundError, IndexError, ProcessLookupError):  # one that has just ended
             spent.resident = max(spent.resident, sum(map(_peak_resident, [pid, *_children(pid)])))
         await trio.sleep(_MEMORY_POLL)
 

@@ -51,3 +51,7 @@ THREADS = (
     "than one loop for all of them does. Carried by trio's loop, it was less processor time, and more time in total."
 )
 IMPORTS = "Three quarters of it are the imports of trio, click, msgspec and construct."
+SWITCHOVER = (
+    "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."
+)
+READ_AGAIN = "What the kernel has copied is read once more, to be judged."
