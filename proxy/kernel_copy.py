@@ -23,18 +23,13 @@ _STEP: Final = 1 << 20
 def rewrite_copy(stream: "StreamFile", target: int, rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:
     """Pass a whole stream through a rewriter, into a file, where it begins at the same place.
 
+    Raises as `proxy.offline.rewrite` does; ProxyError where the stream cannot be read, OSError also for the copy.
+
     Args:
         stream: At its start, in a file that holds it as it is.
         target: Descriptor of the file, open to be read, too.
         rewriter: Judges and changes; its report says what came of it.
         progress: Is told after each step how many bytes were read in it.
-
-    Raises:
-        FormatError: The stream is broken, or cannot be read on safely.
-        RefusedError: The policy does not let the guest pass.
-        KvmError: The destination's kernel cannot be asked.
-        ProxyError: The stream cannot be read.
-        OSError: The file cannot be written, or read.
     """
     copy = _Copy(stream, target)
     buffer = bytearray(_STEP)
