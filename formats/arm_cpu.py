@@ -23,6 +23,7 @@ IDSTR: Final = "cpu"
 VERSION: Final = 22
 CPREG_ARRAYS: Final = ("cpreg_vmstate_indexes", "cpreg_vmstate_values")
 """The fields whose length is the number of registers."""
+_CPREGS_PREFIX: Final = "cpreg_vmstate"
 
 _BEFORE_CPREGS: Final = Struct(
     "regs" / Array(16, Int32ub),
@@ -244,7 +245,9 @@ def is_arm64(held: bytearray, body: int, end: int, layout: "Layout | None", vers
     """
     if layout is None:
         return _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
-    if any(field.name.startswith("cpreg_vmstate") for field in layout.fields):
+    if layout.field(CPREG_ARRAYS[0]) is not None:  # the quick way
+        return True
+    if any(field.name.startswith(_CPREGS_PREFIX) for field in layout.fields):
         return True
     return (
         version == VERSION
@@ -279,10 +282,11 @@ def open_registers(
             section=section,
             advice="report the QEMU version to the authors of vmstate-proxy",
         )
-    if cpregs_end(held, body, end) is None:
+    subsections = cpregs_end(held, body, end)
+    if subsections is None:
         raise MalformedStreamError("its register list is cut off or out of order", offset=offset, section=section)
     registers = RegisterList(held, body, vcpu)
-    schema_end = body_end(held, body, end)
+    schema_end = _subsections_end(held, subsections, end)
     if schema_end is not None and schema_end != end:
         raise UnknownCpuVersionError(
             f"it has {end - body} bytes, its known layout {schema_end - body}", offset=offset, section=section

@@ -8,10 +8,10 @@ one, nothing is located. Where there is a vmdesc, every header, subsection heade
 
 import re
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from formats import arm_cpu
 from formats.errors import UnlocatableSectionError
@@ -40,8 +40,7 @@ NO_VMDESC: Final = "let the source send its vmdesc (machine property suppress-vm
 """The way out where footers do not do."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSection:
+class DeviceSection(NamedTuple):
     """One located FULL section.
 
     Attributes:
@@ -87,8 +86,7 @@ class EarlySection:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     """A section header that stands, or seems to stand, at `start`."""
 
     start: int
@@ -163,7 +161,7 @@ def _check_early(early: "Sequence[EarlySection]", vmdesc: "Vmdesc") -> None:
             size = section.body_end - section.body
             problem = section.start, f"footers give it {size} bytes, the vmdesc {device.layout.size}"
         else:
-            problem = _disagreement(one.held, len(one.held), replace(section, layout=device.layout))
+            problem = _disagreement(one.held, len(one.held), section._replace(layout=device.layout))
         if problem is not None:
             where, message = problem
             raise UnlocatableSectionError(message, offset=one.offset + where, section=section.label)
@@ -300,7 +298,8 @@ def _disagreement(held: bytearray, end: int, section: DeviceSection) -> tuple[in
         return section.start, f"the vmdesc gives it {layout.size} bytes, more than there are"
     if layout.version is not None and layout.version != section.version_id:
         return section.start, f"the vmdesc has version {layout.version}, its header {section.version_id}"
-    for where, expected in layout.headers(section.body):
+    for place, expected in layout.headers:
+        where = section.body + place
         if held[where : where + len(expected)] != expected:
             return where, f"the vmdesc has the subsection {expected[2:-4].decode()!r} here, the stream has not"
     if _footer_at(held, section.body_end) != section.section_id:

@@ -7,8 +7,8 @@ Source: QEMU `migration/vmstate.c` (`vmstate_save_state_v`, `vmstate_subsection_
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 from construct import (
@@ -126,13 +126,9 @@ class Layout:
         ]
         return Struct(*members)
 
-    def headers(self, start: int = 0) -> "Iterator[tuple[int, bytes]]":
-        """Yield where each subsection header stands when the layout begins at `start`, and what stands there."""
-        for where, header in self._headers:
-            yield start + where, header
-
     @cached_property
-    def _headers(self) -> tuple[tuple[int, bytes], ...]:
+    def headers(self) -> tuple[tuple[int, bytes], ...]:
+        """Where each subsection header stands, from the layout's start, and what stands there."""
         return tuple(self._find_headers())
 
     def _find_headers(self) -> "Iterator[tuple[int, bytes]]":
@@ -140,12 +136,12 @@ class Layout:
         for field in self.fields:
             if field.struct is not None and field.struct.has_subsections:
                 for index in range(1 if field.count is None else field.count):
-                    yield from field.struct.headers(position + index * field.size)
+                    yield from _shifted(field.struct.headers, position + index * field.size)
             position += field.length
         for sub in self.subsections:
             yield position, sub.subsection_header
             position += len(sub.subsection_header)
-            yield from sub.headers(position)
+            yield from _shifted(sub.headers, position)
             position += sub.size
 
     @cached_property
@@ -167,6 +163,10 @@ class Layout:
             found.setdefault(field.name, (position, field))
             position += field.length
         return found
+
+
+def _shifted(headers: tuple[tuple[int, bytes], ...], by: int) -> "Iterator[tuple[int, bytes]]":
+    return ((by + where, header) for where, header in headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +196,8 @@ def parse_vmdesc(text: bytes, offset: int) -> Vmdesc:
         MalformedStreamError: It is no JSON, or does not describe devices.
     """
     try:
-        devices = _read(text).devices
-        # The vCPUs of a guest have one layout, as long as a rope; it is made once.
-        layouts: dict[tuple[object, ...], Layout] = {}
         return Vmdesc(
-            tuple(DeviceDescription(_ascii(one.name), one.instance_id, _shared(one, layouts)) for one in devices)
+            tuple(DeviceDescription(_ascii(name), instance, layout) for name, instance, layout in _read(text))
         )
     except (ValueError, RecursionError) as error:
         raise MalformedStreamError(
@@ -208,6 +205,8 @@ def parse_vmdesc(text: bytes, offset: int) -> Vmdesc:
         ) from error
 
 
+_D = TypeVar("_D")
+_NONE: Final = msgspec.Raw(b"[]")
 _Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=_LONGEST_NAME)]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
@@ -228,34 +227,57 @@ class _Description(msgspec.Struct, frozen=True):
     subsections: "tuple[_Description, ...]" = ()
 
 
-class _Device(_Description, frozen=True, kw_only=True):
+class _Device(msgspec.Struct, frozen=True):
+    """A device whose layout is still text, by which it is known again."""
+
+    name: _Name
+    instance_id: _Count
+    vmsd_name: _Name | None = None
+    version: _Count | None = None
+    fields: msgspec.Raw = _NONE
+    subsections: msgspec.Raw = _NONE
+
+
+class _WholeDevice(_Description, frozen=True, kw_only=True):
     name: _Name
     instance_id: _Count
 
 
-class _Json(msgspec.Struct, frozen=True):
-    devices: tuple[_Device, ...]
+class _Json(msgspec.Struct, Generic[_D], frozen=True):
+    devices: tuple[_D, ...]
 
 
-_DECODER: Final = msgspec.json.Decoder(_Json)
+_DECODER: Final = msgspec.json.Decoder(_Json[_Device])
+_FIELDS: Final = msgspec.json.Decoder(tuple[_Field, ...])
+_SUBSECTIONS: Final = msgspec.json.Decoder(tuple[_Description, ...])
+
+_LONGEST_KEPT: Final = 1 << 16
+"""Bytes of text; a longer layout, which no QEMU sends, is not remembered."""
 
 
-def _read(text: bytes) -> _Json:
+def _read(text: bytes) -> list[tuple[str, int, Layout]]:
     try:
-        return _DECODER.decode(text)
+        return [
+            (one.name, one.instance_id, _kept(one.vmsd_name, one.version, bytes(one.fields), bytes(one.subsections)))
+            for one in _DECODER.decode(text).devices
+        ]
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
         # Python's own reader takes more: numbers that are none, halves of characters.
-        return msgspec.convert(json.loads(str(text, "utf-8")), _Json)
+        devices = msgspec.convert(json.loads(str(text, "utf-8")), _Json[_WholeDevice]).devices
+        return [(one.name, one.instance_id, _layout(one, 0)) for one in devices]
 
 
-def _shared(device: _Device, layouts: dict[tuple[object, ...], Layout]) -> Layout:
-    key = (device.vmsd_name, device.version, device.fields, device.subsections)
-    layout = layouts.get(key)
-    if layout is None:
-        layout = layouts[key] = _layout(device, 0)
-    return layout
+def _kept(name: str | None, version: int | None, fields: bytes, subsections: bytes) -> Layout:
+    """Make a layout of its JSON; the vCPUs of a guest have one, as long as a rope, and so have the next guest's."""
+    make = _made if len(fields) + len(subsections) <= _LONGEST_KEPT else _made.__wrapped__
+    return make(name, version, fields, subsections)
+
+
+@lru_cache(maxsize=128)
+def _made(name: str | None, version: int | None, fields: bytes, subsections: bytes) -> Layout:
+    return _layout(_Description(name, version, _FIELDS.decode(fields), _SUBSECTIONS.decode(subsections)), 0)
 
 
 def _layout(description: _Description, depth: int) -> Layout:

@@ -1,6 +1,7 @@
 """Where a vCPU's registers are not a host's own: the few that there is anything to judge about."""
 
-from operator import itemgetter
+from itertools import compress
+from operator import itemgetter, ne
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from formats.arm_cpu import RegisterList
@@ -27,7 +28,7 @@ class _Plan(NamedTuple):
     missing: tuple[int, ...]
     known: tuple[int, ...]
     own: tuple[int, ...]
-    pick: "Callable[[tuple[int, ...]], object]"
+    pick: "Callable[[tuple[int, ...]], tuple[int, ...]]"
 
 
 class Comparison:
@@ -53,9 +54,8 @@ class Comparison:
         plan = self._plan(registers.ids)
         values = registers.values()
         found = plan.missing
-        picked = plan.pick(values)
-        if picked != plan.own:
-            different = (index for index, own in zip(plan.known, plan.own, strict=True) if values[index] != own)
+        different = tuple(compress(plan.known, map(ne, plan.pick(values), plan.own)))
+        if different:
             found = tuple(sorted((*plan.missing, *different)))
         return [(registers.ids[index], values[index]) for index in found]
 

@@ -2,8 +2,8 @@
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from formats.id_fields import IdField, differing, fields_of
 from formats.midr import parse_midr_el1
@@ -17,6 +17,10 @@ from proxy.whitelist import pairing_for
 
 if TYPE_CHECKING:
     from proxy.host import HostProfile
+
+
+_MOST_KNOWN: Final = 256
+"""vCPUs of so many kinds, that is with so many different registers, are remembered."""
 
 
 class Registers(Protocol):
@@ -55,8 +59,7 @@ class Action(enum.Enum):
     """It ends the migration."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What becomes of one register of one vCPU; registers that are equal on both sides have none.
 
     Attributes:
@@ -108,6 +111,7 @@ class Judge:
     host: "HostProfile | None"
     trial: Trial | None = None
     _comparison: Comparison | None = field(init=False, repr=False, compare=False, default=None)
+    _known: dict[tuple[object, ...], list[Verdict]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.host is not None:
@@ -128,12 +132,29 @@ class Judge:
         """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""
         if self.host is None or self._comparison is None:
             return []
-        # A kernel is asked about all of them; a profile only has words for those that differ from its own.
-        looked_at = self._comparison.differing(registers) if self.trial is None else list(registers.items())
+        if self.trial is None:
+            # A profile only has words for those that differ from its own.
+            return self._recalled(registers, self._comparison.differing(registers), self.host)
+        looked_at = list(registers.items())
         verdicts = list(self._verdicts(registers, looked_at, self.host, self.refused(looked_at)))
-        if self.trial is not None and all(verdict.action is not Action.REFUSE for verdict in verdicts):
+        if all(verdict.action is not Action.REFUSE for verdict in verdicts):
             verdicts += self._still_refused(registers, verdicts)
         return verdicts
+
+    def _recalled(
+        self, registers: Registers, looked_at: list[tuple[int, int | None]], host: "HostProfile"
+    ) -> list[Verdict]:
+        """Judge by the profile; vCPUs that are alike in all that counts are judged once, for the guest stands."""
+        conditions = [one.of for register, _ in looked_at if (one := harmless().get(register)) is not None]
+        read = ((register in registers, registers.get(register)) for register in (MIDR_EL1, *conditions))
+        alike = tuple(looked_at), tuple(read)
+        verdicts = self._known.get(alike)
+        if verdicts is None:
+            verdicts = list(self._verdicts(registers, looked_at, host, self.refused(looked_at)))
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[alike] = verdicts
+        return [verdict._replace(vcpu=registers.vcpu) for verdict in verdicts]
 
     def _verdicts(
         self,
@@ -202,8 +223,7 @@ class Judge:
         if rule is not None and rule.action is RuleAction.DROP:
             return verdict(Action.DROP, str(rule))
         option = f"--allow-drop {describe(register).name}"
-        return replace(
-            verdict(Action.REFUSE, "the destination's QEMU does not load a list with it"),
+        return verdict(Action.REFUSE, "the destination's QEMU does not load a list with it")._replace(
             advice=f"if the guest can do without, list it: {option}, or registers.drop in the policy; or use a source "
             "with the same kernel and features",
             option=option,
@@ -260,12 +280,11 @@ def _unlisted(verdict: Verdict, fields: list[str]) -> Verdict:
     """Say that no rule lets these fields of a register change, and what would."""
     register = describe(verdict.register)
     if register.kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
-        return replace(verdict, rule=_FIRMWARE)
+        return verdict._replace(rule=_FIRMWARE)
     if not register.invariant:
-        return replace(verdict, rule=_NO_WAY)
+        return verdict._replace(rule=_NO_WAY)
     option = f"--allow-register {register.name}"
-    return replace(
-        verdict,
+    return verdict._replace(
         rule=f"{verdict.old:#x} on the source and {verdict.new:#x} on the destination, and the policy does not list "
         f"{', '.join(fields)}",
         advice=f"if the guest can do with that, list it: {option}, or registers.swap in the policy",

@@ -108,8 +108,7 @@ def test_a_subsection_must_stand_where_it_is_described() -> None:
     assert len(body) == found.size
     assert found.schema.parse(body)["d/one"].state.x == 0x0102
     expected = [(1, one), (1 + len(one) + 2, two), (1 + len(one) + 2 + len(two), three)]
-    assert list(found.headers()) == expected
-    assert list(found.headers(100)) == [(at + 100, raw) for at, raw in expected]
+    assert list(found.headers) == expected
 
 
 def test_subsections_within_arrays_of_structs() -> None:
@@ -123,7 +122,7 @@ def test_subsections_within_arrays_of_structs() -> None:
         ]
     )
     header = b"\x05" + counted("s/one") + be32(1)
-    assert list(found.headers()) == [(3 + 1 + number * size, header) for number in range(4)]
+    assert list(found.headers) == [(3 + 1 + number * size, header) for number in range(4)]
     assert found.has_subsections
     assert not layout(fields=[member("a", 1)]).has_subsections
 
@@ -358,4 +357,37 @@ def test_any_json_is_described_or_malformed(devices: list[Any]) -> None:
         return
     for device in found.devices:
         assert device.layout.size >= 0
-        assert all(at < device.layout.size for at, _ in device.layout.headers())
+        assert all(at < device.layout.size for at, _ in device.layout.headers)
+
+
+# --- layouts that are alike are made once
+
+
+def devices(*described: dict[str, Any]) -> bytes:
+    return json.dumps({"devices": [{"instance_id": at, **one} for at, one in enumerate(described)]}).encode()
+
+
+def test_devices_with_one_description_share_its_layout() -> None:
+    alike = {"name": "cpu", "vmsd_name": "cpu", "version": 22, "fields": [member("a", 4)]}
+    other = alike | {"fields": [member("a", 5)]}
+    first, second, third = parse_vmdesc(devices(alike, alike, other), 0).devices
+    assert first.layout is second.layout
+    assert (first.instance_id, second.instance_id) == (0, 1)
+    assert (first.layout.size, third.layout.size) == (4, 5)
+    assert parse_vmdesc(devices(alike | {"name": "d"}), 0).devices[0].layout is first.layout
+    for what in ({"version": 23}, {"vmsd_name": "other"}, {"subsections": [sub("cpu/one")]}):
+        assert parse_vmdesc(devices(alike | what), 0).devices[0].layout != first.layout
+
+
+def test_what_is_longer_than_a_real_layout_is_not_kept() -> None:
+    long = {"name": "d", "fields": [member(f"field {number}", 1) for number in range(2000)]}
+    first, second = parse_vmdesc(devices(long, long), 0).devices
+    assert first.layout == second.layout
+    assert first.layout is not second.layout
+
+
+@pytest.mark.parametrize("wrong", [{"fields": 7}, {"subsections": {}}, {"fields": [{"name": "a"}]}])
+def test_a_layout_that_is_none_is_told_each_time(wrong: dict[str, object]) -> None:
+    for _ in range(2):
+        with pytest.raises(MalformedStreamError, match="does not describe devices"):
+            parse_vmdesc(devices({"name": "d", "vmsd_name": "d", **wrong}), 0x10)

@@ -46,7 +46,7 @@ def test_less_is_lost_and_more_is_not() -> None:
 
 
 def test_two_vcpus_lose_a_feature_once() -> None:
-    assert len(lost_features([verdict(DFR0, 8, 6), replace(verdict(DFR0, 8, 6), vcpu=1)])) == 1
+    assert len(lost_features([verdict(DFR0, 8, 6), verdict(DFR0, 8, 6)._replace(vcpu=1)])) == 1
 
 
 def test_errata_both_ways() -> None:

@@ -373,3 +373,38 @@ def test_a_processor_that_the_kernel_takes_still_needs_the_whitelist() -> None:
     trial = kernel(MIDR_EL1=None)
     assert verdicts(judge(host=HOST, trial=trial), SAME | {MIDR_EL1: R0}) == [(MIDR_EL1, Action.REFUSE, R0, R3)]
     assert verdicts(judge(R0, host=HOST, trial=trial), SAME | {MIDR_EL1: R0}) == [(MIDR_EL1, Action.ACCEPT, R0, R3)]
+
+
+# --- vCPUs that are alike are judged once
+
+
+def test_vcpus_that_are_alike_have_verdicts_of_their_own() -> None:
+    one = judge(R0, host=HOST)
+    first, second = (one.judge(registers(SAME | {MIDR_EL1: R0, SCTLR_EL1: vcpu}, vcpu)) for vcpu in (0, 1))
+    assert [verdict._replace(vcpu=1) for verdict in first] == second
+    assert [verdict.vcpu for verdict in first + second] == [0, 1]
+
+
+def test_what_a_judge_remembers_does_not_change_what_it_says() -> None:
+    """The condition of a harmless register stands in another one, which the destination may have as it is."""
+    tcr2, mmfr3 = parse_register("TCR2_EL1"), parse_register("ID_AA64MMFR3_EL1")
+    host = HostProfile("made up", HOST.values, frozenset({SCTLR_EL1, mmfr3}))
+    cases = [
+        SAME | {MIDR_EL1: midr, tcr2: value, mmfr3: feature}
+        for midr in (R0, R3)
+        for value in (0, 1)
+        for feature in (0, 1)
+    ]
+    one = judge(R0, host=host)
+    every = [verdicts(judge(R0, host=host), case) for case in cases]
+    assert len(set(map(str, every))) == len(cases)
+    for _ in range(2):
+        assert [verdicts(one, case) for case in cases] == every
+
+
+def test_a_judge_does_not_remember_for_ever() -> None:
+    one = judge(host=HOST)
+    for value in range(1000):
+        (found,) = verdicts(one, SAME | {CTR_EL0: 0x100 + value})
+        assert found == (CTR_EL0, Action.REFUSE, 0x100 + value, 2)
+    assert len(one._known) <= 256
