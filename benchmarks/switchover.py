@@ -29,7 +29,7 @@ HOST = ROOT / "captures/hosts/trixie-a57.toml"
 MIDR = "0x411fd070"
 _BUFFER = 4 << 20
 _TIMEOUT = 30.0
-_SETTLE = 0.02
+_SETTLE = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ def _one(switchover: Switchover, way: Way, back: socket.socket) -> float:
         with destination:
             destination.settimeout(_TIMEOUT)
             _receive(destination, len(switchover.before))
+            # A source has its vCPUs' state together a moment after the last of its RAM.
             time.sleep(_SETTLE)
             # What does not fit into the sockets' buffers is sent as the carrier takes it; the clock starts at the end.
             source.sendall(switchover.state)
