@@ -243,17 +243,14 @@ def is_arm64(held: bytearray, body: int, end: int, layout: "Layout | None", vers
             has them. Without it, a long run of KVM register ids tells.
         version: The section's version id.
     """
+    where_version_22_has_them = _RUN_OF_REGISTER_IDS.match(held, body + _FIRST_ID, end) is not None
     if layout is None:
-        return _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
+        return where_version_22_has_them or _RUN_OF_REGISTER_IDS.search(held, body, end) is not None
     if layout.field(CPREG_ARRAYS[0]) is not None:  # the quick way
         return True
     if any(field.name.startswith(_CPREGS_PREFIX) for field in layout.fields):
         return True
-    return (
-        version == VERSION
-        and _RUN_OF_REGISTER_IDS.match(held, body + _FIRST_ID, end) is not None
-        and cpregs_end(held, body, end) is not None
-    )
+    return version == VERSION and where_version_22_has_them and cpregs_end(held, body, end) is not None
 
 
 def open_registers(
