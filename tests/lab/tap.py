@@ -115,16 +115,16 @@ class Tap:
         if len(self.recordings) < count:
             raise LabError(f"the tap got {len(self.recordings)} of {count} connections within {limit} s")
 
-    async def wait_forwarded(self, count: int, limit: float = 10) -> Recording:
-        """Wait until the first connection carried count bytes towards the target, and return its recording.
+    async def wait_forwarded(self, count: int, limit: float = 10, *, number: int = 0) -> Recording:
+        """Wait until a connection, the first unless told, carried count bytes towards the target; return its recording.
 
         Raises:
             LabError: not within limit seconds.
         """
         with trio.move_on_after(limit):
             while True:
-                if self.recordings and self.recordings[0].forward.stat().st_size >= count:
-                    return self.recordings[0]
+                if len(self.recordings) > number and self.recordings[number].forward.stat().st_size >= count:
+                    return self.recordings[number]
                 await trio.sleep(_POLL)
         raise LabError(f"the tap did not forward {count} bytes within {limit} s")
 
