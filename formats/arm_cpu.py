@@ -1,18 +1,16 @@
-"""The arm64 `cpu` section, version 22: its construct schema, and a view of its cpreg arrays that patches in place.
+"""The arm64 `cpu` section, version 22: its construct schema, and where its bounds and its register list are.
 
 Source: QEMU `target/arm/machine.c` (`vmstate_arm_cpu` and its subsections); the layout is the same from 5.2 to 11.1.
 """
 
 import re
-from collections.abc import Collection, Iterator
-from functools import lru_cache
-from itertools import pairwise
 from struct import Struct as PackedStruct
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from construct import Array, Bytes, Flag, Int8ub, Int32ub, Int64sb, Int64ub, Struct, this
 
 from formats.errors import MalformedStreamError, UnknownCpuVersionError
+from formats.register_list import RegisterList, index_at
 
 if TYPE_CHECKING:
     from construct import Construct
@@ -77,100 +75,10 @@ _COUNT_OFFSET: Final[int] = _BEFORE_CPREGS.sizeof()
 _AFTER_SIZE: Final[int] = _AFTER_CPREGS.sizeof()
 _SUBSECTION_SIZES: Final[dict[bytes, int]] = {name.encode(): schema.sizeof() for name, schema in SUBSECTIONS.items()}
 _BE32: Final = PackedStruct(">I")
-_BE64: Final = PackedStruct(">Q")
 _FIRST_ID: Final = _COUNT_OFFSET + _BE32.size
-
-_MOST_KEPT: Final = 4096
-"""Registers; a longer list, which no QEMU sends, is not remembered."""
-
-_Index: TypeAlias = tuple[tuple[int, ...], dict[int, int]]
 
 _RUN_OF_REGISTER_IDS: Final = re.compile(rb"(?:[\x40\x60][\x20-\x60].{6}){16}", re.DOTALL)
 """Sixteen KVM register ids in a row: KVM_REG_ARM or KVM_REG_ARM64 on top, then the size."""
-
-
-def _index_at(held: bytearray | memoryview, start: int, count: int) -> "_Index | None":
-    """Return the ids of a register list, be64 each, and the index of each; None unless they strictly ascend.
-
-    The vCPUs of a guest have the same ids, and each list is looked at more than once.
-    """
-    ids = bytes(held[start : start + 8 * count])
-    return _index(ids) if count <= _MOST_KEPT else _index.__wrapped__(ids)
-
-
-@lru_cache(maxsize=8)
-def _index(ids: bytes) -> "_Index | None":
-    numbers: tuple[int, ...] = PackedStruct(f">{len(ids) // 8}Q").unpack(ids)
-    if any(low >= high for low, high in pairwise(numbers)):
-        return None
-    return numbers, {register_id: index for index, register_id in enumerate(numbers)}
-
-
-class RegisterList:
-    """The system registers of one vCPU, as a view of the buffer that holds its `cpu` section.
-
-    Values are be64 whatever the register's own size; ids are KVM register ids in strictly ascending order.
-
-    Attributes:
-        vcpu: The vCPU's index, which is the section's instance id.
-        ids: The register ids in the order of the wire.
-    """
-
-    __slots__ = ("_buffer", "_position_of", "_values", "ids", "vcpu")
-
-    def __init__(self, buffer: bytearray, body: int, vcpu: int) -> None:
-        """Look at the section whose body begins at `buffer[body:]`; `cpregs_end` must have accepted it."""
-        count: int = _BE32.unpack_from(buffer, body + _COUNT_OFFSET)[0]
-        first_id = body + _FIRST_ID
-        index = _index_at(buffer, first_id, count)
-        assert index is not None
-        self.vcpu = vcpu
-        self.ids: tuple[int, ...] = index[0]
-        self._buffer = buffer
-        self._values: int = first_id + 8 * count
-        self._position_of = index[1]
-
-    def __contains__(self, register_id: int) -> bool:
-        return register_id in self._position_of
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, register_id: int) -> int:
-        value: int = _BE64.unpack_from(self._buffer, self._offset(register_id))[0]
-        return value
-
-    def __setitem__(self, register_id: int, value: int) -> None:
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"{value:#x} does not fit into 64 bits")
-        _BE64.pack_into(self._buffer, self._offset(register_id), value)
-
-    def get(self, register_id: int) -> int | None:
-        """Return the register's value; None when the stream does not hold it."""
-        index = self._position_of.get(register_id)
-        return None if index is None else self[register_id]
-
-    def items(self) -> Iterator[tuple[int, int]]:
-        """Yield (id, value) in the order of the wire."""
-        return zip(self.ids, self.values(), strict=True)
-
-    def values(self) -> tuple[int, ...]:
-        """Return the values in the order of the wire."""
-        return PackedStruct(f">{len(self.ids)}Q").unpack_from(self._buffer, self._values)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Where the count and the two arrays begin and end in the buffer."""
-        return self._values - 8 * len(self.ids) - _BE32.size, self._values + 8 * len(self.ids)
-
-    def without(self, removed: Collection[int]) -> bytes:
-        """Return the count and the two arrays as they are without some registers."""
-        kept = [(register_id, value) for register_id, value in self.items() if register_id not in removed]
-        ids, values = zip(*kept, strict=True) if kept else ((), ())
-        return _BE32.pack(len(kept)) + PackedStruct(f">{2 * len(kept)}Q").pack(*ids, *values)
-
-    def _offset(self, register_id: int) -> int:
-        return self._values + 8 * self._position_of[register_id]
 
 
 def cpregs_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
@@ -191,7 +99,7 @@ def cpregs_end(held: bytearray | memoryview, body: int, end: int) -> int | None:
     cpregs: int = first_id + 16 * count + _AFTER_SIZE
     if cpregs > end:
         return None
-    return cpregs if _index_at(held, first_id, count) is not None else None
+    return cpregs if index_at(held, first_id, count) is not None else None
 
 
 def quick_body_end(held: bytearray, body: int, end: int) -> int | None:
@@ -282,7 +190,7 @@ def open_registers(
     subsections = cpregs_end(held, body, end)
     if subsections is None:
         raise MalformedStreamError("its register list is cut off or out of order", offset=offset, section=section)
-    registers = RegisterList(held, body, vcpu)
+    registers = RegisterList(held, body + _COUNT_OFFSET, vcpu)
     schema_end = _subsections_end(held, subsections, end)
     if schema_end is not None and schema_end != end:
         raise UnknownCpuVersionError(

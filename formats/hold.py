@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from formats.device_state import DeviceSection, EarlySection
     from formats.events import Raw
 
-DEFAULT_DEVICE_STATE_LIMIT: Final = 64 << 20
-"""Bytes; 64 vCPUs of 260 registers each and their devices have less than 1 MiB, a vCPU with SME 70 KiB more."""
-
 _VMDESC: Final = re.compile(rb"\x7e(?=.{4}\x00\x06(.{4})\{)", re.DOTALL)
 _VMDESC_HEAD: Final = 5 + 1 + 5 + 1
 """Bytes of a footer, the end of file, a vmdesc's header, and the JSON's first."""

@@ -13,8 +13,8 @@ from formats.arm_cpu import CPREG_ARRAYS, IDSTR
 from formats.errors import UnlocatableSectionError
 
 if TYPE_CHECKING:
-    from formats.arm_cpu import RegisterList
     from formats.events import DeviceState, Raw
+    from formats.register_list import RegisterList
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<number>-?[0-9]+(?P<real>[.eE][-+0-9.eE]*)?)')
 _VMDESC_HEADER: Final = 5

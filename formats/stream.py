@@ -37,7 +37,8 @@ from formats.events import (
     SectionFooter,
 )
 from formats.grammar import ACCEPTS, State
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT, DeviceStateHold
+from formats.hold import DeviceStateHold
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.package import SECTION as PACKAGE
 from formats.package import open_package

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from formats import arm_cpu
 
 if TYPE_CHECKING:
-    from formats.arm_cpu import RegisterList
     from formats.events import DeviceState
+    from formats.register_list import RegisterList
 
 
 def open_vcpus(state: "DeviceState") -> "list[RegisterList]":

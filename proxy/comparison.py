@@ -4,7 +4,7 @@ from itertools import compress
 from operator import itemgetter, ne
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from formats.arm_cpu import RegisterList
+from formats.register_list import RegisterList
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from formats.sysreg import MIDR_EL1, Kind, describe
 from proxy.errors import RefusedError
 
 if TYPE_CHECKING:
-    from formats.arm_cpu import RegisterList
+    from formats.register_list import RegisterList
 
 SCHEMA_VERSION = 1
 _HOST_KINDS = (Kind.IDENTIFICATION, Kind.CACHE_ID, Kind.FIRMWARE, Kind.FEATURE_BITMAP)

@@ -24,7 +24,7 @@ _MOST_KNOWN: Final = 256
 
 
 class Registers(Protocol):
-    """One vCPU's registers: those of a stream (`formats.arm_cpu.RegisterList`), or of a host (`proxy.source`)."""
+    """One vCPU's registers: those of a stream (`formats.register_list.RegisterList`), or of a host (`proxy.source`)."""
 
     @property
     def vcpu(self) -> int:

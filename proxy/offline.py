@@ -4,7 +4,7 @@ import os
 from typing import IO, TYPE_CHECKING, Final, Protocol
 
 from formats.events import NEED_DATA, AnyEvent, Configuration, DeviceState
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.stream import StreamParser
 from formats.vcpus import open_vcpus
@@ -12,7 +12,7 @@ from formats.vcpus import open_vcpus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from formats.arm_cpu import RegisterList
+    from formats.register_list import RegisterList
     from proxy.rewriter import Rewriter
 
 _BUFFER: Final = 1 << 20

@@ -15,7 +15,7 @@ from formats.events import (
     PostcopyData,
     Raw,
 )
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.records import CommandType
 from formats.removal import vmdesc_with_counts, without_registers
 from formats.stream import StreamParser
@@ -28,8 +28,8 @@ from proxy.report import Outcome, Report
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from formats.arm_cpu import RegisterList
     from formats.device_state import DeviceSection
+    from formats.register_list import RegisterList
     from proxy.judge import Registers
 
 NO_RETURN_PATH: Final = (

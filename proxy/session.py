@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.errors import FormatError
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.package import is_recovery
 from formats.return_path import ReturnPathListener, shut
 from proxy.channel import Channel, swallow

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.records import MAGIC
 from proxy.errors import ConfigError
 from proxy.files import open_stream

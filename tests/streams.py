@@ -26,7 +26,7 @@ from formats.events import (
     SectionBegin,
     SectionFooter,
 )
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream import StreamParser
 from tests.captures import CAPTURES, read_manifest
 

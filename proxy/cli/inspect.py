@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from formats.arm_cpu import RegisterList
 from formats.errors import FormatError
 from formats.events import (
     AnyEvent,
@@ -22,6 +21,7 @@ from formats.events import (
 )
 from formats.fields import DecodedField, Value, decode_section
 from formats.records import CommandType
+from formats.register_list import RegisterList
 from formats.sysreg import describe, format_id
 from formats.vcpus import open_vcpus
 from proxy.cli.options import device_state_limit_option

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.arm_cpu import CPU, SUBSECTIONS, VERSION, RegisterList, body_end, cpregs_end, is_arm64, open_registers
+from formats.arm_cpu import CPU, SUBSECTIONS, VERSION, body_end, cpregs_end, is_arm64, open_registers
 from formats.errors import FormatError, MalformedStreamError, UnknownCpuVersionError
+from formats.register_list import RegisterList
 from formats.vmdesc import Layout, parse_vmdesc
 from tests.streams import (
     CPREG_COUNT_AT,

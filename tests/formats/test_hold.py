@@ -5,7 +5,8 @@ import time
 import pytest
 
 from formats.errors import DeviceStateTooLargeError, MalformedStreamError, TruncatedStreamError
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT, DeviceStateHold
+from formats.hold import DeviceStateHold
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from tests.streams import EOF, Reading, be32, buffer_section, footer, pieces_of, section_header, small, vmdesc_record
 
 DEVICES = small().devices

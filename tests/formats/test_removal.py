@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.arm_cpu import RegisterList
 from formats.errors import UnlocatableSectionError
+from formats.register_list import RegisterList
 from formats.removal import vmdesc_with_counts, without_registers
 from formats.vcpus import open_vcpus
 from formats.vmdesc import parse_vmdesc
@@ -226,7 +226,7 @@ def test_the_counts_of_vcpus_that_lost_nothing_stay() -> None:
 
 def test_a_span_covers_count_and_arrays() -> None:
     body = recorded(N1).sections[recorded(N1).index("cpu")].body
-    registers = RegisterList(bytearray(b"\xaa" * 13 + body), 13, 0)
+    registers = RegisterList(bytearray(b"\xaa" * 13 + body), 13 + CPREG_COUNT_AT, 0)
     start, end = registers.span
     assert (start, end) == (13 + CPREG_COUNT_AT, 13 + CPREG_COUNT_AT + 4 + 16 * len(registers))
     assert registers.without(()) == body[start - 13 : end - 13]

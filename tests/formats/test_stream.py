@@ -21,7 +21,7 @@ from formats.errors import (
 )
 from formats.events import NEED_DATA, Command, Configuration, DeviceState, IterableData, LateVmdesc
 from formats.grammar import ACCEPTS, State
-from formats.hold import DEFAULT_DEVICE_STATE_LIMIT
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.records import CommandType, RecordType
 from formats.stream import StreamParser
 from formats.vcpus import open_vcpus

@@ -10,10 +10,10 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from formats.arm_cpu import RegisterList
 from formats.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
 from formats.processors import parse_processors
 from formats.records import RecordType
+from formats.register_list import RegisterList
 from formats.stream import StreamParser
 from formats.sysreg import MIDR_EL1, parse_register
 from proxy.host import HostProfile, learn_profile
@@ -208,9 +208,8 @@ def observer() -> Judge:
 def registers(values: Mapping[int, int], vcpu: int = 0) -> RegisterList:
     """Return the registers of a made-up vCPU."""
     ids = sorted(values)
-    body = bytearray(568) + struct.pack(">I", len(ids))
-    body += struct.pack(f">{len(ids)}Q", *ids) + struct.pack(f">{len(ids)}Q", *(values[id_] for id_ in ids))
-    return RegisterList(body + bytes(73), 0, vcpu)
+    listed = struct.pack(f">I{2 * len(ids)}Q", len(ids), *ids, *(values[id_] for id_ in ids))
+    return RegisterList(bytearray(listed), 0, vcpu)
 
 
 def midr_only(midr: int = R3) -> HostProfile:

@@ -33,7 +33,7 @@ from tests.proxy.helpers import (
 )
 
 if TYPE_CHECKING:
-    from formats.arm_cpu import RegisterList
+    from formats.register_list import RegisterList
 
 CNTP_CTL_EL0, CNTPCT_EL0, CNTP_CVAL_EL0 = map(parse_register, ("CNTP_CTL_EL0", "CNTPCT_EL0", "CNTP_CVAL_EL0"))
 CLIDR_EL1, MMFR3 = parse_register("CLIDR_EL1"), parse_register("ID_AA64MMFR3_EL1")

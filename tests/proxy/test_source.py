@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.arm_cpu import RegisterList
 from formats.errors import DeviceStateTooLargeError, ForeignStreamError, MalformedStreamError, TruncatedStreamError
+from formats.register_list import RegisterList
 from formats.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError, ProxyError
 from proxy.host import write_profile
