@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 _LISTEN = "0A"  # TCP_LISTEN, the fourth column of /proc/net/tcp
 _START_LIMIT = 20.0
 _POLL = 0.01
-_MEMORY_POLL = 0.05
+_WATCH = 0.05
+_IDLE_POLLS = 4
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"  # where haproxy is, and not everybody looks
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -68,7 +69,7 @@ class Carrier:
 
 @dataclass(slots=True)
 class Spent:
-    """What a carrier used, from when it listened to when the migration had ended.
+    """What a carrier used, from when it had started to when the migration had ended.
 
     Attributes:
         cpu: seconds of processor time, its children's among them.
@@ -131,7 +132,7 @@ async def carrying(carrier: Carrier, way: Way) -> AsyncIterator[Spent]:
     process = Process([str(word) for word in carrier.command(way)], way.log, cwd=ROOT)
     try:
         await _wait_listening(process, way)
-        before = _cpu_seconds(process.pid)
+        before = await _wait_idle(process.pid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch_memory, process.pid, spent)
             yield spent
@@ -152,11 +153,21 @@ async def _wait_listening(process: Process, way: Way) -> None:
         raise RuntimeError(f"it does not listen: {way.log.read_text()}")
 
 
+async def _wait_idle(pid: int) -> float:
+    """Wait until a process that has begun to listen has loaded what else it needs; return what `_cpu_seconds` does."""
+    spent, since = _cpu_seconds(pid), 0
+    while since < _IDLE_POLLS:
+        await trio.sleep(_WATCH)
+        now = _cpu_seconds(pid)
+        spent, since = now, since + 1 if now == spent else 0
+    return spent
+
+
 async def _watch_memory(pid: int, spent: Spent) -> None:
     while True:
         with suppress(FileNotFoundError, IndexError, ProcessLookupError):  # one that has just ended
             spent.resident = max(spent.resident, sum(map(_peak_resident, [pid, *_children(pid)])))
-        await trio.sleep(_MEMORY_POLL)
+        await trio.sleep(_WATCH)
 
 
 def _peak_resident(pid: int) -> int:

@@ -50,7 +50,7 @@ THREADS = (
     "Each channel has a thread of its own, so that several processors can carry them; they wake up for less at a time "
     "than one loop for all of them does. Carried by trio's loop, it was less processor time, and more time in total."
 )
-IMPORTS = "Three quarters of it are the imports of trio, click, msgspec and construct."
+IMPORTS = "Most of it are the imports of click and msgspec."
 SWITCHOVER = (
     "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."
 )

@@ -3,48 +3,76 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from statistics import median
+from typing import TYPE_CHECKING
 
 from benchmarks.carriers import ROOT
 from benchmarks.switchover import HOST, MIDR
 
-_NOTHING = ["-c", "pass"]
-_VERSION = ["-m", "proxy", "--version"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PYTHON = "python -c pass"
+VERSION = "--version"
+LISTENS = "run, until it listens"
+SERVES = "run, until it serves who has connected"
 _RUN = ["-m", "proxy", "run", "--listen", "tcp:127.0.0.1:0", "--connect", "tcp:127.0.0.1:9", "--host", str(HOST)]
+_LISTENING = re.compile(rb"listening on tcp:127\.0\.0\.1:(\d+), ")
 
 
 def seconds(rounds: int) -> dict[str, float]:
-    """Return the medians of `python -c pass`, of `--version`, and of `run` until it listens."""
-    commands = {
-        "python -c pass": _NOTHING,
-        "--version": _VERSION,
-        "run, until it listens": [*_RUN, "--allow-midr", MIDR],
+    """Return the medians of `python -c pass`, of `--version`, of `run` until it listens, and until it serves."""
+    run = [*_RUN, "--allow-midr", MIDR]
+    commands: dict[str, Callable[[], float]] = {
+        PYTHON: lambda: _whole(["-c", "pass"]),
+        VERSION: lambda: _whole(["-m", "proxy", "--version"]),
+        LISTENS: lambda: _until(run, lambda _: None),
+        SERVES: lambda: _until(run, _turned_away),
     }
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
-        for name, arguments in commands.items():
-            one = _one(arguments, listens=arguments is not _NOTHING and "run" in arguments)
+        for name, command in commands.items():
+            one = command()
             if number:  # the first one compiles
                 taken[name].append(one)
     return {name: median(times) for name, times in taken.items()}
 
 
-def _one(arguments: list[str], *, listens: bool) -> float:
-    # An installed program has been compiled, too.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    command = [sys.executable, *arguments]
+def _whole(arguments: list[str]) -> float:
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with process:
+    with _started(arguments) as process:
+        process.wait()
+        return time.perf_counter() - started
+
+
+def _until(arguments: list[str], serves: Callable[[int], None]) -> float:
+    started = time.perf_counter()
+    with _started(arguments) as process:
         assert process.stderr is not None
-        if listens:
-            line = process.stderr.readline()
-            assert b"listening on" in line, line
-        else:
-            process.wait()
+        line = process.stderr.readline()
+        listening = _LISTENING.search(line)
+        assert listening, line
+        serves(int(listening[1]))
         taken = time.perf_counter() - started
         process.kill()
     return taken
+
+
+def _turned_away(port: int) -> None:
+    """Connect and send what is no migration, until it is reset."""
+    with socket.create_connection(("127.0.0.1", port)) as source, suppress(ConnectionResetError):
+        source.sendall(b"no migration")
+        source.recv(1)
+
+
+def _started(arguments: list[str]) -> subprocess.Popen[bytes]:
+    # An installed program has been compiled, too.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

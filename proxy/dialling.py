@@ -2,6 +2,7 @@
 
 import os
 import socket
+from functools import partial
 from typing import Final
 
 import trio
@@ -63,7 +64,8 @@ async def _names(address: TcpAddress | UnixAddress | VsockAddress) -> list[tuple
         case VsockAddress():
             return [(trio.socket.AF_VSOCK, (address.cid, address.port))]
         case _:
-            return [(family, (host, port)) for family, host, port in await resolve(address, passive=False)]
+            found = await trio.to_thread.run_sync(partial(resolve, address, passive=False), abandon_on_cancel=True)
+            return [(family, (host, port)) for family, host, port in found]
 
 
 def _inherited(address: FdAddress) -> Connection:

@@ -1,47 +1,25 @@
-"""Listening for sources, on whatever an address names."""
+"""Listening for sources, on whatever was bound."""
 
-import os
-import socket
-import stat
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from proxy.address import (
-    Address,
-    FdAddress,
-    StdioAddress,
-    SystemdAddress,
-    TcpAddress,
-    UnixAddress,
-    VsockAddress,
-    format_address,
-)
 from proxy.connection import Connection, SocketConnection, StdioConnection
-from proxy.errors import ConfigError, PeerError
-from proxy.resolving import resolve
+from proxy.errors import PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-_BACKLOG: Final = 128
-_FIRST_PASSED: Final = 3
-"""The number of the first socket that systemd passes (SD_LISTEN_FDS_START)."""
+    from proxy.binding import Bound
 
 _OPENING: Final = 64 << 10
 _BREATH: Final = 0.2
 
 
 class Listener(ABC):
-    """Where sources connect.
-
-    Attributes:
-        name: Its address, in QEMU's syntax.
-    """
-
-    name: str
+    """Where sources connect."""
 
     @abstractmethod
     async def accept(self) -> Connection | None:
@@ -53,17 +31,11 @@ class Listener(ABC):
 
 
 class SocketListener(Listener):
-    """A socket that listens.
+    """A socket that listens."""
 
-    Attributes:
-        socket: The socket.
-    """
-
-    def __init__(self, sock: trio.socket.SocketType, path: str | None = None) -> None:
-        self.name = _own_name(sock)
-        self.socket = sock
+    def __init__(self, bound: "Bound", sock: trio.socket.SocketType) -> None:
+        self._bound = bound
         self._listener = trio.SocketListener(sock)
-        self._path = path
 
     async def accept(self) -> Connection:
         """Wait for a connection."""
@@ -73,16 +45,13 @@ class SocketListener(Listener):
     def close(self) -> None:
         """Listen no more; a socket's file goes, too."""
         self._listener.socket.close()
-        if self._path is not None:
-            with suppress(OSError):
-                os.unlink(self._path)
+        self._bound.close()
 
 
 class SingleListener(Listener):
     """A connection that is there already: the only one that comes."""
 
     def __init__(self, connection: Connection) -> None:
-        self.name = connection.name
         self._connection: Connection | None = connection
 
     async def accept(self) -> Connection | None:
@@ -97,92 +66,12 @@ class SingleListener(Listener):
             self._connection.close()
 
 
-async def listen(address: Address) -> list[Listener]:
-    """Listen on every address that the name stands for; an empty host is the loopback, never every interface.
-
-    Raises:
-        ConfigError: The name is unknown, or an address cannot be bound.
-    """
-    match address:
-        case StdioAddress():
-            return [SingleListener(StdioConnection("source"))]
-        case FdAddress():
-            return [_inherited(address.number, str(address))]
-        case SystemdAddress():
-            return _passed_on(os.environ)
-    try:
-        match address:
-            case UnixAddress():
-                return [await _unix_listener(address)]
-            case VsockAddress():
-                return [await _bound(trio.socket.AF_VSOCK, (address.cid, address.port))]
-            case TcpAddress():
-                found = await resolve(address, passive=True)
-                return [await _bound(family, (host, port)) for family, host, port in found]
-    except OSError as error:
-        # A resolver's numbers are negative, and are no errnos; trio's own words repeat the address.
-        problem = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
-        raise ConfigError(f"cannot listen on {address}: {problem}") from error
-
-
-async def _bound(family: int, name: tuple[str | int, int] | str, path: str | None = None) -> Listener:
-    sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
-    try:
-        if family in (trio.socket.AF_INET, trio.socket.AF_INET6):
-            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
-        if family == trio.socket.AF_INET6:
-            sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
-        await sock.bind(name)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return SocketListener(sock, path)
-
-
-async def _unix_listener(address: UnixAddress) -> Listener:
-    if address.abstract:
-        return await _bound(trio.socket.AF_UNIX, address.sockaddr)
-    await _remove_stale(address)
-    return await _bound(trio.socket.AF_UNIX, address.path, address.path)
-
-
-async def _remove_stale(address: UnixAddress) -> None:
-    """Remove a socket's file that nobody listens on any more, as a killed proxy leaves it."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
-            return
-    except OSError:
-        return
-    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as probe:
-        try:
-            await probe.connect(address.path)
-        except ConnectionRefusedError:
-            os.unlink(address.path)
-
-
-def _inherited(number: int, shown: str) -> Listener:
-    """Listen on a socket that was inherited; one that is connected is the only source."""
-    try:
-        sock = socket.socket(fileno=os.dup(number))
-        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {shown}: {error.strerror or error}") from error
-    if sock.type != socket.SOCK_STREAM:
-        raise ConfigError(f"cannot listen on {shown}: it is no stream socket")
-    wrapped = trio.socket.from_stdlib_socket(sock)
-    return SocketListener(wrapped) if listening else SingleListener(SocketConnection("source", wrapped))
-
-
-def _passed_on(environment: "Mapping[str, str]") -> list[Listener]:
-    """Listen on the sockets that systemd passed; source: sd_listen_fds(3)."""
-    count = environment.get("LISTEN_FDS", "")
-    if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or not int(count):
-        raise ConfigError(
-            "cannot listen on systemd:, no sockets were passed (LISTEN_PID, LISTEN_FDS); a .socket unit starts the "
-            "service with them"
-        )
-    return [_inherited(number, f"fd:{number}") for number in range(_FIRST_PASSED, _FIRST_PASSED + int(count))]
+def listen_on(one: "Bound") -> Listener:
+    """Take connections from what was bound."""
+    if one.socket is None:
+        return SingleListener(StdioConnection("source"))
+    sock = trio.socket.from_stdlib_socket(one.socket)
+    return SocketListener(one, sock) if one.listens else SingleListener(SocketConnection("source", sock))
 
 
 async def first_to_speak(listeners: list[Listener], say: "Callable[[str], None]") -> tuple[Connection, bytes]:
@@ -228,13 +117,3 @@ async def first_to_speak(listeners: list[Listener], say: "Callable[[str], None]"
         for listener in listeners:
             nursery.start_soon(accept, listener)
     return chosen[0]
-
-
-def _own_name(sock: trio.socket.SocketType) -> str:
-    name = sock.getsockname()
-    if sock.family == trio.socket.AF_UNIX:
-        text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
-        return f"unix:{text.replace(chr(0), '@')}"
-    if sock.family == trio.socket.AF_VSOCK:
-        return str(VsockAddress(int(name[0]), int(name[1])))
-    return format_address(str(name[0]), int(name[1]))

@@ -23,9 +23,10 @@ from formats.events import NEED_DATA, Command, DeviceState, Raw, SectionBegin
 from formats.records import CommandType
 from formats.return_path import ReturnPathListener, pong, shut
 from formats.stream import StreamParser
+from proxy.binding import bind
 from proxy.dialling import dial
 from proxy.errors import ConfigError, ExitCode, PeerError, ProxyError, RefusedError, exit_code_of
-from proxy.listening import first_to_speak, listen
+from proxy.listening import first_to_speak, listen_on
 from proxy.pumps import together
 from proxy.stdio import STDIO
 
@@ -643,17 +644,17 @@ async def record(
     recorder = Recorder(config, file)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
-            listeners = await listen(address)
+            bounds = bind(address)
         except ConfigError:
             file.discard()
             raise
         onward = "with no destination" if config.destination is None else f"for the destination at {config.destination}"
-        for listener in listeners:
-            say(f"listening on {listener.name}, {onward}; recording into {file.name}")
+        for one in bounds:
+            say(f"listening on {one.name}, {onward}; recording into {file.name}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, recorder, nursery.cancel_scope, say)
             nursery.start_soon(_tell_progress, recorder, say)
-            source, opening = await first_to_speak(listeners, say)
+            source, opening = await first_to_speak([listen_on(one) for one in bounds], say)
             say(f"recording what {source.name} sends")
             await recorder.run(source, opening)
             nursery.cancel_scope.cancel()

@@ -11,14 +11,16 @@ import trio
 from formats.multifd import channel_guest, is_channel
 from formats.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
-from proxy.listening import Listener, listen
+from proxy.listening import Listener, listen_on
 from proxy.server_first import SILENCE, carry, wait_first_word
-from proxy.session import Session, SessionConfig
+from proxy.session import Session
+from proxy.session_config import SessionConfig
+from proxy.stop_signals import STOP_SIGNALS, let_come
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
 
-    from proxy.address import Address
+    from proxy.binding import Bound
     from proxy.connection import Connection
     from proxy.report import Report
     from proxy.tls import ServerTls
@@ -58,8 +60,8 @@ class Relay:
     _sessions: list[Session] = field(default_factory=list)
     _changed: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, *addresses: "Address") -> ExitCode:
-        """Listen, and serve until told to stop.
+    async def run(self, *bounds: "Bound") -> ExitCode:
+        """Take migrations from what is bound, until told to stop; then it is closed.
 
         After the first SIGTERM or SIGINT no more migrations are taken, and those under way go on to their end; a second
         one resets them.
@@ -67,21 +69,16 @@ class Relay:
         Returns:
             With `once`, what the one migration ended with, FAILED when none came; otherwise OK, or FAILED when
             migrations were reset.
-
-        Raises:
-            ConfigError: An address cannot be listened on.
         """
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            listeners = await self._listen(addresses)
-            for listener in listeners:
-                self.say(f"listening on {listener.name}, for {self.config.route}")
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            let_come()
             self.config.judge.prepare()
             gc.freeze()  # what is loaded now stays; the collector need not look at it while a guest stands
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
                 async with trio.open_nursery() as sessions:
-                    for listener in listeners:
-                        sessions.start_soon(self._accept, listener, sessions)
+                    for one in bounds:
+                        sessions.start_soon(self._accept, listen_on(one), sessions)
                 nursery.cancel_scope.cancel()
         return ExitCode.FAILED if self.once and not self._begun else self._exit_code
 
@@ -93,18 +90,6 @@ class Relay:
         self._tell_change()
 
     # --- connections
-
-    async def _listen(self, addresses: "Iterable[Address]") -> list[Listener]:
-        listeners: list[Listener] = []
-        try:
-            for address in addresses:
-                listeners += await listen(address)
-            self.config.route.prepare(listeners)
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
-        return listeners
 
     async def _accept(self, listener: Listener, sessions: trio.Nursery) -> None:
         try:

@@ -8,11 +8,8 @@ from proxy.dialling import dial
 from proxy.transparent import Redirection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from proxy.address import Address
     from proxy.connection import Connection
-    from proxy.listening import Listener
     from proxy.tls import ClientTls
 
 
@@ -28,9 +25,6 @@ class Route:
     destination: "Address | Redirection"
     tls: "ClientTls | None" = None
 
-    def __str__(self) -> str:
-        return str(self.destination) if self._redirection else f"the destination at {self.destination}"
-
     @property
     def _redirection(self) -> Redirection | None:
         return self.destination if isinstance(self.destination, Redirection) else None
@@ -39,15 +33,6 @@ class Route:
     def redirects(self) -> bool:
         """Whether connections come that were meant for the destination, whatever they are."""
         return self._redirection is not None
-
-    def prepare(self, listeners: "Iterable[Listener]") -> None:
-        """Make what listens fit for this route, before the first connection.
-
-        Raises:
-            ConfigError: It cannot be.
-        """
-        if self._redirection:
-            self._redirection.prepare(listeners)
 
     def destination_of(self, source: "Connection") -> "Address":
         """Return where a source's connection goes on to.

@@ -1,36 +1,28 @@
 """One migration: a source's connection, the destination's, and the two pumps between them."""
 
 import traceback
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from formats.errors import FormatError
-from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.package import is_recovery
 from formats.return_path import ReturnPathListener, shut
 from proxy.channel import Channel, swallow
 from proxy.errors import PeerError, ProxyError, RefusedError
-from proxy.judge import Judge
 from proxy.pumps import pass_on, together
 from proxy.report import Report
 from proxy.rewriter import Rewriter
-from proxy.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from formats.events import Raw
     from proxy.connection import Connection
-    from proxy.judge import Registers
-
+    from proxy.session_config import SessionConfig
 
 _BUFFER: Final = 1 << 20
 _RETURN_BUFFER: Final = 64 << 10
-
-DEFAULT_VMDESC_WAIT: Final = 1.0
-"""Seconds to wait for a vmdesc after what looks like the end; sources send it in the same breath, or never."""
 
 _MOST_WAITS: Final = 10
 """A source that is silent for so many waits in a row has sent all it has; its guest is stopped until it is answered."""
@@ -44,27 +36,6 @@ _PAUSED: Final = (
     "the migration is paused in postcopy, the guest's memory on both hosts; it can be recovered, through this proxy or "
     "another: migrate-recover on the destination, then migrate with resume on the source"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """What every migration through one listener has in common.
-
-    Attributes:
-        route: How the destination is reached.
-        judge: What it accepts, and what the operator vouches for.
-        allow_no_return_path: Whether sources without a return path may come.
-        device_state_limit: Bytes of device state held at most.
-        vmdesc_wait: Seconds to wait for a vmdesc after what looks like the end.
-        source: What the guests of the source look like, where it is known ahead; postcopy is judged by it early.
-    """
-
-    route: Route
-    judge: Judge
-    allow_no_return_path: bool = False
-    device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT
-    vmdesc_wait: float = DEFAULT_VMDESC_WAIT
-    source: "Sequence[Registers]" = ()
 
 
 class Session:
@@ -84,7 +55,7 @@ class Session:
         on_pause: Takes one line for the operator when the migration pauses.
     """
 
-    def __init__(self, config: SessionConfig, source: "Connection") -> None:
+    def __init__(self, config: "SessionConfig", source: "Connection") -> None:
         self._address = config.route.destination_of(source)
         self.key = (source.host, str(self._address))
         self.dialled = trio.Event()

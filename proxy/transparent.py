@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Final
 from proxy.address import TcpAddress
 from proxy.connection import SocketConnection
 from proxy.errors import ConfigError, RefusedError
-from proxy.listening import SocketListener
 from proxy.ports import DEFAULT_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from proxy.binding import Bound
     from proxy.connection import Connection
-    from proxy.listening import Listener
     from proxy.ports import PortRange
 
 _ORIGINAL_DST: Final = 80
@@ -60,22 +59,23 @@ class Redirection:
     def __str__(self) -> str:
         return f"the original destinations of redirected connections, ports {self.ports}"
 
-    def prepare(self, listeners: "Iterable[Listener]") -> None:
-        """Make listeners take what TPROXY brings, and see that the mark can be set: now, not at the first migration.
+    def prepare(self, bounds: "Iterable[Bound]") -> None:
+        """Make sockets take what TPROXY brings, and see that the mark can be set: now, not at the first migration.
 
         Raises:
-            ConfigError: CAP_NET_ADMIN is missing, a listener is not for TCP, or its port is one of the redirected.
+            ConfigError: CAP_NET_ADMIN is missing, a socket does not listen for TCP, or its port is one of the
+                redirected.
         """
-        for listener in listeners:
-            if not isinstance(listener, SocketListener) or listener.socket.family not in _TRANSPARENT:
-                raise ConfigError(f"cannot listen on {listener.name}: --transparent takes TCP connections only")
-            if listener.socket.getsockname()[1] in self.ports:
+        for one in bounds:
+            if one.socket is None or not one.listens or one.socket.family not in _TRANSPARENT:
+                raise ConfigError(f"cannot listen on {one.name}: --transparent takes TCP connections only")
+            if one.socket.getsockname()[1] in self.ports:
                 raise ConfigError(
-                    f"cannot listen on {listener.name}: ports {self.ports} are those of the destinations; listen on "
+                    f"cannot listen on {one.name}: ports {self.ports} are those of the destinations; listen on "
                     "another one"
                 )
             try:
-                listener.socket.setsockopt(*_TRANSPARENT[socket.AddressFamily(listener.socket.family)], 1)
+                one.socket.setsockopt(*_TRANSPARENT[socket.AddressFamily(one.socket.family)], 1)
             except OSError as error:
                 raise ConfigError(_forbidden("IP_TRANSPARENT", error)) from error
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as scratch:

@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from proxy.address import parse_address
+from proxy.binding import bound
 from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
 from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
 from proxy.ports import PortRange
-from proxy.session import DEFAULT_VMDESC_WAIT
+from proxy.session_config import DEFAULT_VMDESC_WAIT, SessionConfig
+from proxy.stop_signals import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.binding import Bound
     from proxy.judge import Registers
+    from proxy.transparent import Redirection
 
 
 @click.command("run")
@@ -98,14 +103,6 @@ def command(
       vmstate-proxy run --transparent --listen tcp:0.0.0.0:4444 --listen tcp:[::]:4444 \\
           --kvm --policy policy.toml --report migrations.jsonl
     """
-    import trio
-
-    from proxy.address import parse_address
-    from proxy.relay import Relay
-    from proxy.route import Route
-    from proxy.session import SessionConfig
-    from proxy.transparent import Redirection
-
     if transparent == (connect is not None):
         raise click.UsageError(
             "say where migrations go on to: --connect URI, or --transparent for where redirected ones were going"
@@ -117,17 +114,36 @@ def command(
         if not transparent and given(option) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{option} belongs to --transparent")
     addresses = [parse_address(text) for text in listen]
-    config = SessionConfig(
-        route=Route(Redirection(ports, mark) if connect is None else parse_address(connect), tls.client),
-        judge=options.judge,
-        allow_no_return_path=allow_no_return_path,
-        device_state_limit=options.device_state_limit,
-        vmdesc_wait=vmdesc_wait,
-        source=() if source is None else _read_source(source),
-    )
-    with report_file(report) as add:
-        exit_code = trio.run(Relay(config, once, say, add, tls.server).run, *addresses)
+    destination = None if connect is None else parse_address(connect)
+    vcpus = () if source is None else _read_source(source)
+    with held_back(), bound(addresses) as bounds, report_file(report) as add:
+        onward = destination or _redirection(ports, mark, bounds)
+        for one in bounds:
+            say(f"listening on {one.name}, for {f'the destination at {destination}' if destination else onward}")
+        # Sources can connect; what carries them takes longer to load than all before.
+        import trio
+
+        from proxy.relay import Relay
+        from proxy.route import Route
+
+        config = SessionConfig(
+            route=Route(onward, tls.client),
+            judge=options.judge,
+            allow_no_return_path=allow_no_return_path,
+            device_state_limit=options.device_state_limit,
+            vmdesc_wait=vmdesc_wait,
+            source=vcpus,
+        )
+        exit_code = trio.run(Relay(config, once, say, add, tls.server).run, *bounds)
     raise click.exceptions.Exit(exit_code)
+
+
+def _redirection(ports: PortRange, mark: int, bounds: "Sequence[Bound]") -> "Redirection":
+    from proxy.transparent import Redirection
+
+    redirection = Redirection(ports, mark)
+    redirection.prepare(bounds)
+    return redirection
 
 
 def _read_source(name: str) -> "Sequence[Registers]":

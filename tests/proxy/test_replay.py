@@ -24,7 +24,8 @@ from proxy.errors import ExitCode
 from proxy.files import open_stream
 from proxy.replay import Replay, ReplayReport, replay
 from proxy.route import Route
-from proxy.session import Session, SessionConfig
+from proxy.session import Session
+from proxy.session_config import SessionConfig
 from tests.lab.proxy import vmstate_proxy
 from tests.proxy.helpers import (
     PONG,

@@ -19,7 +19,8 @@ from proxy.judge import Judge
 from proxy.policy import Mode, Requirements
 from proxy.report import Outcome, Report
 from proxy.route import Route
-from proxy.session import Session, SessionConfig
+from proxy.session import Session
+from proxy.session_config import SessionConfig
 from tests.proxy.helpers import (
     OPEN_RETURN_PATH,
     PONG,

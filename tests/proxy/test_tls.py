@@ -14,12 +14,13 @@ import trio
 
 from formats.sysreg import MIDR_EL1
 from proxy.address import TcpAddress, parse_address
+from proxy.binding import bound
 from proxy.connection import SocketConnection
 from proxy.errors import ConfigError, PeerError
 from proxy.relay import Relay
 from proxy.report import Outcome, Report
 from proxy.route import Route
-from proxy.session import SessionConfig
+from proxy.session_config import SessionConfig
 from proxy.tls import ClientTls, ServerTls, TlsConnection
 from tests.lab.pki import Authority
 from tests.proxy.helpers import R0, R3, SHUT_OK, judge, live, short, with_value
@@ -55,14 +56,12 @@ class Service:
 
 @asynccontextmanager
 async def service(server: ServerTls | None, client: ClientTls | None) -> AsyncIterator[Service]:
-    with trio.fail_after(20), await listen() as back:
-        it = Service(0, back)
+    with trio.fail_after(20), bound([parse_address("tcp:127.0.0.1:0")]) as bounds, await listen() as back:
+        it = Service(int(bounds[0].name.rpartition(":")[2]), back)
         config = SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1]), client), judge(R0))
         relay = Relay(config, False, it.said.append, it.reports.append, server)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay.run, parse_address("tcp:127.0.0.1:0"))
-            await it.wait_said("listening on")
-            it.port = int(it.said[0].partition(", ")[0].rpartition(":")[2])
+            nursery.start_soon(relay.run, *bounds)
             yield it
             relay.stop()
 

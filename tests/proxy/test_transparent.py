@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from proxy.address import TcpAddress, parse_address
+from proxy.binding import bound
 from proxy.connection import SocketConnection
 from proxy.errors import ConfigError, RefusedError
-from proxy.listening import SocketListener, listen
 from proxy.ports import MIGRATION_PORTS, PortRange
 from proxy.route import Route
 from proxy.transparent import Redirection
@@ -83,23 +83,20 @@ async def test_another_connection_from_the_same_port_is_not_the_own() -> None:
         assert accepted.host == other.host
 
 
-async def test_the_listening_port_may_not_be_one_of_the_destinations() -> None:
-    [listener] = await listen(parse_address("tcp:127.0.0.1:0"))
-    assert isinstance(listener, SocketListener)
-    port = listener.socket.getsockname()[1]
-    try:
+def test_the_listening_port_may_not_be_one_of_the_destinations() -> None:
+    with bound([parse_address("tcp:127.0.0.1:0")]) as [one]:
+        assert one.socket is not None
+        port = one.socket.getsockname()[1]
         with pytest.raises(ConfigError, match="are those of the destinations"):
-            Redirection(PortRange(port, port)).prepare([listener])
-    finally:
-        listener.close()
+            Redirection(PortRange(port, port)).prepare([one])
 
 
-async def test_only_tcp_is_listened_on() -> None:
+def test_only_tcp_is_listened_on() -> None:
     one, other = socket.socketpair()
-    with one, other:
-        [listener] = await listen(parse_address(f"fd:{one.fileno()}"))
-        try:
-            with pytest.raises(ConfigError, match="takes TCP connections only"):
-                Redirection(MIGRATION_PORTS).prepare([listener])
-        finally:
-            listener.close()
+    with (
+        one,
+        other,
+        bound([parse_address(f"fd:{one.fileno()}")]) as bounds,
+        pytest.raises(ConfigError, match="takes TCP connections only"),
+    ):
+        Redirection(MIGRATION_PORTS).prepare(bounds)
