@@ -1,24 +1,23 @@
 """Passing bytes on from socket to socket without looking at them: they stay in the kernel (splice(2)).
 
-Each way has a thread of its own while it has bytes: all that it does is done by the kernel, so that several run side by
-side, and none waits for its turn in trio's loop.
+All that it does is done by the kernel, so it is carried by threads: as many as there are processors, each with several
+ways, and none of them waits for its turn in trio's loop.
 """
 
 import errno
 import fcntl
-import math
 import os
 import select
-from contextlib import contextmanager, suppress
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from proxy.connection import acknowledge
-from proxy.errors import PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from proxy.connection import SocketConnection
 
@@ -26,7 +25,6 @@ _PIPE: Final = 1 << 20
 """Bytes in the pipe between: the most that everyone may ask for (pipe-max-size of proc(5)), as it is by default."""
 
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_THREADS: Final = trio.CapacityLimiter(math.inf)
 
 
 async def splice_on(
@@ -46,100 +44,179 @@ async def splice_on(
         PeerError: One of the two broke.
     """
     await trio.lowlevel.wait_readable(here.socket)  # many a way has nothing to carry, and needs no thread
-    with _Stop() as stop, _pipe() as (inlet, outlet):
-        way = _Way(here, there, inlet, outlet, stop)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop.when_cancelled)
-            came = await trio.to_thread.run_sync(way.run, on_bytes, limiter=_THREADS)
-            nursery.cancel_scope.cancel()
-    await trio.lowlevel.checkpoint_if_cancelled()  # a thread that was stopped has not come to the end
-    if isinstance(came, PeerError):
-        raise came
-    return came
-
-
-class _Stop:
-    """Tells a thread to stop, also while it waits."""
-
-    def __init__(self) -> None:
-        self.called = False
-        self._event = os.eventfd(0, os.EFD_CLOEXEC)
-
-    def __enter__(self) -> "_Stop":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._event)
-
-    async def when_cancelled(self) -> None:
-        """Call it when this is cancelled."""
+    ended, token = trio.Event(), trio.lowlevel.current_trio_token()
+    with _Way(here, there, on_bytes, lambda: token.run_sync_soon(ended.set)) as way:
+        carrier = min(_CARRIERS, key=lambda one: one.load)
+        carrier.begin(way)
         try:
-            await trio.sleep_forever()
+            await ended.wait()
         finally:
-            self.called = True
-            os.eventfd_write(self._event, 1)
-
-    def waiter(self, file: int, event: int) -> select.poll:
-        """Make what waits for an event of a file, or for the call."""
-        waiter = select.poll()
-        waiter.register(file, event)
-        waiter.register(self._event, select.POLLIN)
-        return waiter
+            carrier.stop(way)
+            with trio.CancelScope(shield=True):
+                await ended.wait()
+    if way.problem is not None:
+        raise way.problem
+    return way.possible
 
 
 class _Way:
-    """Carries bytes one way; all of it happens in a thread."""
+    """Carries bytes one way; all but the beginning and the end of it happens in a carrier's thread.
+
+    Attributes:
+        source: Where the bytes come from, a file of its own, as both ways of a connection may have the same carrier.
+        target: Where they go, likewise.
+        possible: Whether the kernel can do it with such sockets.
+        problem: What ended it before its time.
+        say_ended: Tells that it is carried no more.
+    """
 
     def __init__(
-        self, here: "SocketConnection", there: "SocketConnection", inlet: int, outlet: int, stop: _Stop
+        self,
+        here: "SocketConnection",
+        there: "SocketConnection",
+        on_bytes: "Callable[[int], None]",
+        say_ended: "Callable[[], None]",
     ) -> None:
+        self.possible = True
+        self.problem: Exception | None = None
+        self.say_ended = say_ended
         self._here = here
         self._there = there
-        self._pipe = inlet, outlet
-        self._files = here.socket.fileno(), there.socket.fileno()
-        self._stop = stop
+        self._on_bytes = on_bytes
+        self._awaited: int | None = None
+        self._filled = 0
+        self._left = 0
 
-    def run(self, on_bytes: "Callable[[int], None]") -> bool | PeerError:
-        """Carry bytes to the end of `here`, or until it is told to stop.
+    def __enter__(self) -> "_Way":
+        self.source, self.target = os.dup(self._here.socket.fileno()), os.dup(self._there.socket.fileno())
+        self._outlet, self._inlet = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with suppress(OSError):  # less will do
+            fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.source, self.target, self._inlet, self._outlet):
+            os.close(file)
+
+    def step(self, waiter: select.epoll) -> bool:
+        """Move what can be moved at once, and have `waiter` look out for what comes next.
 
         Returns:
-            What `splice_on` returns or raises.
+            Whether there may be more to come.
         """
-        (source, target), (inlet, outlet), stop = self._files, self._pipe, self._stop
-        readable, writable = stop.waiter(source, select.POLLIN), stop.waiter(target, select.POLLOUT)
-        side, passed = self._here, False
-        # Little is done between the calls: each of them gives the interpreter's lock away, and takes it again.
+        side = self._there
         try:
-            while not stop.called:
+            if not self._left:
                 side = self._here
-                try:
-                    length = os.splice(source, inlet, _PIPE, flags=_FLAGS)
-                except BlockingIOError:
-                    readable.poll()
-                    continue
-                if not length:
-                    break
-                acknowledge(side.socket, length)
-                side, left, passed = self._there, length, True
-                while left and not stop.called:
-                    try:
-                        left -= os.splice(outlet, target, left, flags=_FLAGS)
-                    except BlockingIOError:
-                        writable.poll()
-                on_bytes(length)
+                if not self._fill():
+                    return False
+                side = self._there
+            while self._left:
+                self._left -= os.splice(self._outlet, self.target, self._left, flags=_FLAGS)
+            self._on_bytes(self._filled)
+        except BlockingIOError:
+            """Nothing has come, or the target takes no more just now."""
         except OSError as error:
-            return False if error.errno == errno.EINVAL and not passed else side.broken(error)
+            if error.errno == errno.EINVAL and not self._filled:
+                self.possible = False
+            else:
+                self.problem = side.broken(error)
+            return False
+        self.look_out(waiter)
         return True
 
+    def _fill(self) -> int:
+        length = os.splice(self.source, self._inlet, _PIPE, flags=_FLAGS)
+        if length:
+            acknowledge(self._here.socket, length)
+            self._left = self._filled = length
+        return length
 
-@contextmanager
-def _pipe() -> "Iterator[tuple[int, int]]":
-    """Open a pipe: the end that is written to, and the one that is read from."""
-    outlet, inlet = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # less will do
-            fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, _PIPE)
-        yield inlet, outlet
-    finally:
-        os.close(inlet)
-        os.close(outlet)
+    def look_out(self, waiter: select.epoll) -> None:
+        """Have `waiter` look out for the one file that this waits for."""
+        awaited = self.target if self._left else self.source
+        if awaited != self._awaited:
+            self.look_away(waiter)
+            waiter.register(awaited, select.EPOLLOUT if self._left else select.EPOLLIN)
+            self._awaited = awaited
+
+    def look_away(self, waiter: select.epoll) -> None:
+        """Have `waiter` look out for nothing of it any more."""
+        if self._awaited is not None:
+            waiter.unregister(self._awaited)
+            self._awaited = None
+
+
+class _Carrier:
+    """Carries ways in a thread, which lives while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._orders: list[tuple[bool, _Way]] = []
+        self._ways: dict[int, _Way] = {}
+
+    @property
+    def load(self) -> int:
+        """How many ways it carries, or is about to."""
+        return len(self._ways) // 2 + len(self._orders)
+
+    def begin(self, way: _Way) -> None:
+        """Carry a way; it is told when it is not carried any more, to its end or not."""
+        with self._lock:
+            self._orders.append((True, way))
+            if self._thread is None:
+                self._waiter, self._bell = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._waiter.register(self._bell, select.EPOLLIN)
+                self._thread = threading.Thread(target=self._run, name="splicing", daemon=True)
+                self._thread.start()
+            os.eventfd_write(self._bell, 1)
+
+    def stop(self, way: _Way) -> None:
+        """Carry a way no more."""
+        with self._lock:
+            if self._thread is not None:
+                self._orders.append((False, way))
+                os.eventfd_write(self._bell, 1)
+
+    def _run(self) -> None:
+        ways = self._ways
+        while True:
+            for file, _ in self._waiter.poll():
+                if file == self._bell:
+                    if not self._obey():
+                        return
+                elif (way := ways.get(file)) is not None and not self._step(way):
+                    self._end(way)
+
+    def _obey(self) -> bool:
+        """Do as the orders say; without ways, clear up and return False."""
+        with self._lock:
+            os.eventfd_read(self._bell)
+            for begins, way in self._orders:
+                if begins:
+                    self._ways[way.source] = self._ways[way.target] = way
+                    way.look_out(self._waiter)
+                elif way.source in self._ways:
+                    self._end(way)
+            self._orders.clear()
+            if not self._ways:
+                self._waiter.close()
+                os.close(self._bell)
+                self._thread = None
+            return bool(self._ways)
+
+    def _step(self, way: _Way) -> bool:
+        try:
+            return way.step(self._waiter)
+        except Exception as error:  # one way's trouble must not end the others
+            way.problem = error
+            return False
+
+    def _end(self, way: _Way) -> None:
+        del self._ways[way.source], self._ways[way.target]
+        way.look_away(self._waiter)
+        way.say_ended()
+
+
+_CARRIERS: Final = tuple(_Carrier() for _ in range(os.cpu_count() or 1))

@@ -6,7 +6,8 @@ import errno
 import os
 import random
 import socket
-from contextlib import asynccontextmanager
+import threading
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +55,22 @@ async def unix() -> AsyncIterator[Pair]:
     there, far = trio.socket.socketpair()
     with trio.fail_after(20), here, near, there, far:
         yield Pair(here, near, there, far)
+
+
+@asynccontextmanager
+async def several(count: int) -> AsyncIterator[list[Pair]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(tcp()) for _ in range(count)]
+
+
+def carriers() -> int:
+    return sum(thread.name == "splicing" for thread in threading.enumerate())
+
+
+async def no_carriers() -> None:
+    with trio.fail_after(10):
+        while carriers():
+            await trio.sleep(0.001)
 
 
 @pytest.mark.parametrize("kind", [tcp, unix])
@@ -139,6 +156,40 @@ async def test_it_can_be_cancelled(blocked: bool) -> None:
         with trio.move_on_after(0.2) as scope:
             await splice_on(it.here, it.there)
         assert scope.cancelled_caught
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_ways_share_few_threads_which_end_with_them() -> None:
+    await no_carriers()
+    async with several(3 * (os.cpu_count() or 1)) as pairs, trio.open_nursery() as nursery:
+        for it in pairs:
+            nursery.start_soon(splice_on, it.here, it.there)
+            await send(it.near, b"one")
+            assert await receive(it.far, 3) == b"one"
+        assert carriers() == os.cpu_count()
+        for number, it in enumerate(pairs):
+            await send(it.near, b"%d" % number)
+            it.near.shutdown(socket.SHUT_WR)
+        for number, it in enumerate(pairs):
+            assert await receive(it.far, 1) == b"%d" % number
+    await no_carriers()
+
+
+async def test_what_fails_on_one_way_does_not_end_the_others() -> None:
+    def fail(_: int) -> None:
+        raise ArithmeticError
+
+    async with several(1 + 2 * (os.cpu_count() or 1)) as (bad, *pairs), trio.open_nursery() as nursery:
+        for it in pairs:
+            nursery.start_soon(splice_on, it.here, it.there)
+            await send(it.near, b"one")
+            assert await receive(it.far, 3) == b"one"
+        await send(bad.near, b"one")
+        with pytest.raises(ArithmeticError):
+            await splice_on(bad.here, bad.there, fail)
+        for it in pairs:
+            await send(it.near, b"two")
+            assert await receive(it.far, 3) == b"two"
         nursery.cancel_scope.cancel()
 
 
