@@ -49,9 +49,9 @@ class Switchover:
     state: bytes
 
 
-def grown(vcpus: int, *, vmdesc: bool) -> Switchover:
-    """Make a stream with so many vCPUs of a recorded one."""
-    parts = recorded(CAPTURE)
+def grown(vcpus: int, *, vmdesc: bool, name: str = CAPTURE) -> Switchover:
+    """Make a stream with so many vCPUs of a recorded one, which has a single vCPU."""
+    parts = recorded(name)
     index = parts.index("cpu")
     first = parts.sections[index]
     highest = max(section.section_id for section in parts.sections)

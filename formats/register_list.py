@@ -5,7 +5,7 @@ Source: QEMU `target/arm/machine.c` (`vmstate_arm_cpu`).
 
 from collections.abc import Collection, Iterator
 from functools import lru_cache
-from itertools import pairwise
+from itertools import compress, pairwise
 from struct import Struct
 from typing import Final, TypeAlias
 
@@ -33,6 +33,14 @@ def _index(ids: bytes) -> "_Index | None":
     if any(low >= high for low, high in pairwise(numbers)):
         return None
     return numbers, {register_id: index for index, register_id in enumerate(numbers)}
+
+
+@lru_cache(maxsize=8)
+def _kept(ids: tuple[int, ...], removed: frozenset[int]) -> tuple[bytes, tuple[bool, ...]]:
+    """Return the count and the ids of a list without some registers, and which values stay."""
+    keeps = tuple(register_id not in removed for register_id in ids)
+    kept = tuple(compress(ids, keeps))
+    return Struct(f">I{len(kept)}Q").pack(len(kept), *kept), keeps
 
 
 class RegisterList:
@@ -94,9 +102,9 @@ class RegisterList:
 
     def without(self, removed: Collection[int]) -> bytes:
         """Return the count and the two arrays as they are without some registers."""
-        kept = [(register_id, value) for register_id, value in self.items() if register_id not in removed]
-        ids, values = zip(*kept, strict=True) if kept else ((), ())
-        return _BE32.pack(len(kept)) + Struct(f">{2 * len(kept)}Q").pack(*ids, *values)
+        head, keeps = _kept(self.ids, frozenset(removed))
+        values = tuple(compress(self.values(), keeps))
+        return head + Struct(f">{len(values)}Q").pack(*values)
 
     def _offset(self, register_id: int) -> int:
         return self._values + 8 * self._position_of[register_id]

@@ -17,9 +17,10 @@ from formats.events import (
 )
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.records import CommandType
-from formats.removal import vmdesc_with_counts, without_registers
+from formats.removal import without_registers
 from formats.stream import StreamParser
 from formats.vcpus import open_vcpus
+from formats.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
 from proxy.judge import Action, Judge, Verdict
 from proxy.policy import Mode

@@ -20,7 +20,7 @@ from benchmarks.switchover import grown
 from proxy.connection import SocketConnection
 from proxy.pumps import pass_on
 from proxy.rewriter import Rewriter
-from tests.proxy.helpers import R0, judge
+from tests.proxy.helpers import NEWER, R0, downgrade, judge
 from tests.proxy.test_session import migration, receive, send
 from tests.streams import RAM_EOS, footer, ram_page, ram_zero, section_part, short_head
 
@@ -108,6 +108,22 @@ def test_calls_for_a_vcpu_at_the_switchover(vmdesc: bool) -> None:
 
     calls(1)  # what is loaded once
     assert (calls(24) - calls(8)) / 16 <= 205
+
+
+def test_calls_for_a_vcpu_that_registers_are_taken_out_of() -> None:
+    """Each of them loses 17, and gets other values in five; what the vmdesc says of them is looked at once."""
+
+    def calls(vcpus: int) -> int:
+        switchover = grown(vcpus, vmdesc=True, name=NEWER)
+        rewriter = Rewriter(downgrade(), live=True)
+        rewriter.feed(memoryview(switchover.before))
+        with counted() as found:
+            assert rewriter.feed(memoryview(switchover.state))
+        assert len(rewriter.report.changes) == 22 * vcpus
+        return found.total()
+
+    calls(1)  # what is loaded once
+    assert (calls(24) - calls(8)) / 16 <= 420
 
 
 async def test_system_calls_for_a_buffer() -> None:
