@@ -18,8 +18,10 @@ from tests.lab.qmp import LabError
 
 _ROOT = Path(__file__).parents[2]
 _HOLD = """
-import sys, trio
+import signal, sys, trio
 from tests.lab.libvirt import running_libvirt
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
 
 async def hold(lab):
     async with lab.guest() as guest:
