@@ -1,6 +1,7 @@
 """One migration: a source's connection, the destination's, and the two pumps between them."""
 
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -8,6 +9,7 @@ import trio
 from formats.errors import FormatError
 from formats.package import is_recovery
 from formats.return_path import ReturnPathListener, shut
+from proxy.address import FdAddress, StdioAddress
 from proxy.channel import Channel, swallow
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.pumps import pass_on, together
@@ -31,6 +33,7 @@ _KEEP_IT: Final = 1
 """The value of a SHUT that has the source keep its guest; any but 0 does."""
 
 _GIVE_BACK_PATIENCE: Final = 30.0
+_LET_BEGIN_PATIENCE: Final = 1.0
 
 _PAUSED: Final = (
     "the migration is paused in postcopy, the guest's memory on both hosts; it can be recovered, through this proxy or "
@@ -188,6 +191,7 @@ class Session:
             clean = True
         except (FormatError, RefusedError):
             # The rewriter has put it into the report.
+            await self._let_begin()
             clean = await self._give_back()
         except ProxyError as error:
             self.report.failed(self._explained(error))
@@ -260,6 +264,17 @@ class Session:
             self._paused = None
         if self._returned is None:
             raise PeerError(error.peer, f"{str(error).removeprefix(f'the {error.peer} ')}; {_PAUSED}")
+
+    async def _let_begin(self) -> None:
+        """See that the destination can notice that it gets no guest: bring it a preempt channel, if it has none yet.
+
+        QEMU 7.2 reads nothing before it has that channel, and would wait for ever; others need it no more, or listen no
+        more. Source: QEMU 7.2 `migration/migration.c` (`migration_ioc_process_incoming`).
+        """
+        lacks_it = self.dialled.is_set() and self._rewriter.postcopy_advised and not self._has_preempt
+        if lacks_it and not isinstance(self._address, FdAddress | StdioAddress):
+            with trio.move_on_after(_LET_BEGIN_PATIENCE), suppress(PeerError):
+                (await self.dial()).close()
 
     async def _give_back(self) -> bool:
         """Have a source that has gone over to postcopy keep its guest; return whether that was to be done.

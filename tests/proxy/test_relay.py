@@ -28,6 +28,7 @@ from proxy.report import Outcome, Report
 from proxy.route import Route
 from proxy.session_config import SessionConfig
 from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, short, value, value_at, with_value
+from tests.proxy.test_postcopy import STREAM as POSTCOPIED
 from tests.proxy.test_session import connect, listen, receive, reset, rest, send
 
 if TYPE_CHECKING:
@@ -317,6 +318,23 @@ async def test_a_report_that_cannot_be_written_does_not_end_the_other_migrations
         assert (await rest(bad[1]))[1] == "reset"
         await trio.sleep(0.05)
         assert await finish(*good, done=1000) == EXPECTED
+
+
+# --- a preempt channel that has not come
+
+
+async def test_a_destination_that_waits_for_its_preempt_channel_is_not_left_waiting() -> None:
+    """QEMU 7.2 reads nothing before that has come; the guest may be refused first."""
+    async with service(judge_=judge()) as it:
+        source, destination = await it.connect()
+        await send(source, POSTCOPIED[8:])
+        channel, _ = await it.back.accept()
+        with channel:
+            assert await rest(channel) == (b"", "end of file")
+        assert (await rest(destination))[1] == "reset"
+        source.close()
+        await settled(it, 1)
+    assert it.reports[0].outcome is Outcome.REFUSED
 
 
 # --- the command
