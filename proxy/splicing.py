@@ -9,7 +9,7 @@ import fcntl
 import os
 import select
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -88,15 +88,18 @@ class _Way:
         self._left = 0
 
     def __enter__(self) -> "_Way":
-        self.source, self.target = os.dup(self._here.socket.fileno()), os.dup(self._there.socket.fileno())
-        self._outlet, self._inlet = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with ExitStack() as files:
+            self.source, self.target = (
+                _opened(files, os.dup(end.socket.fileno())) for end in (self._here, self._there)
+            )
+            self._outlet, self._inlet = (_opened(files, file) for file in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+            self._files = files.pop_all()
         with suppress(OSError):  # less will do
             fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self.source, self.target, self._inlet, self._outlet):
-            os.close(file)
+        self._files.close()
 
     def step(self, waiter: select.epoll) -> bool:
         """Move what can be moved at once, and have `waiter` look out for what comes next.
@@ -164,13 +167,19 @@ class _Carrier:
     def begin(self, way: _Way) -> None:
         """Carry a way; it is told when it is not carried any more, to its end or not."""
         with self._lock:
-            self._orders.append((True, way))
             if self._thread is None:
-                self._waiter, self._bell = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                self._waiter.register(self._bell, select.EPOLLIN)
-                self._thread = threading.Thread(target=self._run, name="splicing", daemon=True)
-                self._thread.start()
+                self._start()
+            self._orders.append((True, way))
             os.eventfd_write(self._bell, 1)
+
+    def _start(self) -> None:
+        with ExitStack() as files:  # nothing is left where one of them cannot be had
+            self._waiter = files.enter_context(select.epoll())
+            self._bell = _opened(files, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self._waiter.register(self._bell, select.EPOLLIN)
+            thread = threading.Thread(target=self._run, name="splicing", daemon=True)
+            thread.start()
+            self._thread, self._files = thread, files.pop_all()
 
     def stop(self, way: _Way) -> None:
         """Carry a way no more."""
@@ -201,8 +210,7 @@ class _Carrier:
                     self._end(way)
             self._orders.clear()
             if not self._ways:
-                self._waiter.close()
-                os.close(self._bell)
+                self._files.close()
                 self._thread = None
             return bool(self._ways)
 
@@ -217,6 +225,12 @@ class _Carrier:
         del self._ways[way.source], self._ways[way.target]
         way.look_away(self._waiter)
         way.say_ended()
+
+
+def _opened(files: ExitStack, file: int) -> int:
+    """Have a file closed with the others."""
+    files.callback(os.close, file)
+    return file
 
 
 _CARRIERS: Final = tuple(_Carrier() for _ in range(os.cpu_count() or 1))

@@ -138,6 +138,25 @@ async def test_no_descriptor_is_left_behind() -> None:
             assert os.listdir("/proc/self/fd") == before
 
 
+@pytest.mark.parametrize("name", ["dup", "pipe2", "eventfd"])
+async def test_a_lack_of_descriptors_leaves_none_open_and_passes(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def lacks(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    await no_carriers()
+    async with tcp() as it, trio.open_nursery() as nursery:
+        before = os.listdir("/proc/self/fd")
+        await send(it.near, b"some")
+        with monkeypatch.context() as lacking:
+            lacking.setattr(os, name, lacks)
+            with pytest.raises(OSError, match="Too many open files"):
+                await splice_on(it.here, it.there)
+        assert os.listdir("/proc/self/fd") == before
+        nursery.start_soon(splice_on, it.here, it.there)
+        assert await receive(it.far, 4) == b"some"
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("blocked", [False, True], ids=["while all flows", "while the destination takes nothing"])
 async def test_it_can_be_cancelled(blocked: bool) -> None:
     """Then it is not taken for the end of what was to come."""
