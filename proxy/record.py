@@ -29,6 +29,7 @@ from proxy.errors import ConfigError, ExitCode, PeerError, ProxyError, RefusedEr
 from proxy.listening import first_to_speak, listen_on
 from proxy.pumps import together
 from proxy.stdio import STDIO
+from proxy.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -642,7 +643,7 @@ async def record(
         ConfigError: The address cannot be listened on.
     """
     recorder = Recorder(config, file)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         try:
             bounds = bind(address)
         except ConfigError:

@@ -1,7 +1,6 @@
 """Replaying: a captured stream is sent to a destination, and what the destination says to it is heard."""
 
 import json
-import signal
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ from proxy.dialling import dial
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
 from proxy.pumps import together
 from proxy.record import RETURN_BUFFER, SCHEMA_VERSION, Follower, ended, exit_code
+from proxy.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -214,7 +214,7 @@ async def replay(
 ) -> ReplayReport:
     """Send a stream to a destination, and tell what came of it; SIGTERM and SIGINT break it off with a reset."""
     it = Replay(source, rate=rate)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, nursery.cancel_scope)
             await it.run(destination, progress)
