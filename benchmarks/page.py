@@ -71,11 +71,12 @@ def _machine() -> str:
     )
     memory = int(_lines("/proc/meminfo")[0].split()[1]) >> 20
     cores = sum(line.startswith("processor") for line in _lines("/proc/cpuinfo"))
+    congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     versions = [_first_line(["qemu-system-aarch64", "--version"]), _first_line(["haproxy", "-v"])]
     versions.append(_first_line(["socat", "-V"], 1))
     return (
         f"The machine: {model}, {cores} processors (virtual), {memory} GiB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; {'; '.join(versions)}. {datetime.now(UTC):%Y-%m-%d}."
+        f"TCP by {congestion}, Python {platform.python_version()}; {'; '.join(versions)}. {datetime.now(UTC):%Y-%m-%d}."
     )
 
 
