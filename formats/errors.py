@@ -30,10 +30,13 @@ class FormatError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        where = f"offset {self.offset:#x}"
-        if self.section is not None:
-            where += f", section {self.section}"
-        return f"{where}: {self.message}" + (f"; {self.advice}" if self.advice else "")
+        return self.without_advice + (f"; {self.advice}" if self.advice else "")
+
+    @property
+    def without_advice(self) -> str:
+        """What is wrong, and where, for those to whom the advice does not apply."""
+        section = "" if self.section is None else f", section {self.section}"
+        return f"offset {self.offset:#x}{section}: {self.message}"
 
 
 class MalformedStreamError(FormatError):

@@ -64,6 +64,11 @@ class ReturnPathListener:
         self._payload_left = 0
         self._bitmap_follows = False
 
+    @property
+    def ending(self) -> str:
+        """How a destination ended that did not take the guest, in words."""
+        return "ended saying nothing" if self.shut is None else f"ended with error {self.shut}"
+
     def listen(self, data: Raw) -> None:
         """Take the next bytes that the destination sent."""
         rest = memoryview(self._partial + bytes(data)) if self._partial else memoryview(data)

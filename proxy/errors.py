@@ -55,6 +55,8 @@ class PeerError(ProxyError):
         self.peer = peer
 
 
-def exit_code_of(error: FormatError) -> ExitCode:
-    """Return the exit code for a stream that cannot be read on."""
+def exit_code_of(error: FormatError | ProxyError) -> ExitCode:
+    """Return the exit code for an error of the proxy's own, or of a stream that cannot be read on."""
+    if isinstance(error, ProxyError):
+        return error.exit_code
     return ExitCode.MALFORMED if isinstance(error, MalformedStreamError) else ExitCode.REFUSED

@@ -9,9 +9,11 @@ import trio
 from formats.errors import FormatError
 from formats.return_path import POSTCOPY_REQUESTS, MessageType, ReturnPathListener
 from proxy.dialling import dial
-from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
+from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError, exit_code_of
+from proxy.far_side import RETURN_BUFFER
+from proxy.follower import Follower
 from proxy.pumps import together
-from proxy.record import RETURN_BUFFER, SCHEMA_VERSION, Follower, ended, exit_code
+from proxy.record_report import SCHEMA_VERSION
 from proxy.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -172,7 +174,7 @@ class Replay:
             if self._all_sent and self._listener.shut is not None:
                 return
         if not self._all_sent and self._send_error is None:
-            raise PeerError("destination", ended(self._listener.shut))
+            raise PeerError("destination", self._listener.ending)
 
     def report(self) -> ReplayReport:
         """Tell what came of the replay."""
@@ -196,9 +198,9 @@ class Replay:
         """Return what went wrong, and the exit code; once the guest has arrived, nothing on the connection can."""
         if confirmed or (confirmed is None and self._error is None and self._all_sent):
             return None, ExitCode.OK
-        error = self._error or PeerError("destination", ended(self._listener.shut))
+        error = self._error or PeerError("destination", self._listener.ending)
         if not self._sent or not isinstance(error, PeerError | _Stopped):
-            return str(error), exit_code(error)
+            return str(error), exit_code_of(error)
         if not self._all_sent:
             where = self._follower.section_at(self._sent - 1)
             how = f"{error}, after {self._sent} bytes had been sent, the last of them in {where}"

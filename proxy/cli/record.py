@@ -56,7 +56,9 @@ def command(*, target: str, listen: str, connect: str | None, allow_no_return_pa
     import trio
 
     from proxy.address import parse_address
-    from proxy.record import RecordConfig, RecordingFile, record
+    from proxy.record import record
+    from proxy.recorder import RecordConfig
+    from proxy.recording_file import RecordingFile
 
     if target == STDIO and as_json:
         raise click.UsageError("OUT and --json cannot both be standard output")

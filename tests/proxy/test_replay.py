@@ -38,7 +38,7 @@ from tests.proxy.helpers import (
     live,
     without_vmdesc,
 )
-from tests.proxy.test_record import NO_RETURN_PATH, OPAQUE, PING, POSTCOPY_ADVISE, SMP2, STREAM, before_sections
+from tests.proxy.record_streams import NO_RETURN_PATH, OPAQUE, PING, POSTCOPY_ADVISE, SMP2, STREAM, before_sections
 from tests.proxy.test_session import carry, listen, nothing_comes, receive, reset, rest, send
 
 if TYPE_CHECKING:
