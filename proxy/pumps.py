@@ -4,9 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from formats.errors import FormatError
 from proxy.connection import SocketConnection
-from proxy.errors import ProxyError
 from proxy.splicing import splice_on
 
 if TYPE_CHECKING:
@@ -44,15 +42,15 @@ async def together(*pumps: "Awaitable[None]") -> None:
     """Run pumps until all have ended.
 
     Raises:
-        ProxyError, FormatError: The first one's that failed, alone; the others were cancelled.
+        Exception: The first one's that failed, alone; the others were cancelled.
     """
-    problem: list[ProxyError | FormatError] = []
+    problem: list[Exception] = []
     async with trio.open_nursery() as nursery:
 
         async def guarded(pump: "Awaitable[None]") -> None:
             try:
                 await pump
-            except (ProxyError, FormatError) as error:
+            except Exception as error:
                 problem.append(error)
                 nursery.cancel_scope.cancel()
 

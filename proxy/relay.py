@@ -3,6 +3,7 @@
 import errno
 import gc
 import signal
+import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -116,6 +117,15 @@ class Relay:
         scope.cancel()
 
     async def _serve(self, source: "Connection") -> None:
+        """Carry a connection to its end; its trouble must not end the others."""
+        try:
+            await self._serve_any(source)
+        except Exception as error:
+            traceback.print_exc()
+            self.say(f"{source.name}: internal error, please report it: {error!r}")
+            source.reset()
+
+    async def _serve_any(self, source: "Connection") -> None:
         """Find out what a connection is, and carry it."""
         if self.tls is not None:
             try:

@@ -38,16 +38,21 @@ async def splice_on(
         on_bytes: Is told how many have gone on, each time, in another thread.
 
     Returns:
-        False, and nothing has been passed on, if the kernel cannot do this with such sockets.
+        False, and nothing has been passed on, if the kernel cannot do this with such sockets, or lacks descriptors or a
+        thread for it just now.
 
     Raises:
         PeerError: One of the two broke.
     """
     await trio.lowlevel.wait_readable(here.socket)  # many a way has nothing to carry, and needs no thread
     ended, token = trio.Event(), trio.lowlevel.current_trio_token()
-    with _Way(here, there, on_bytes, lambda: token.run_sync_soon(ended.set)) as way:
-        carrier = min(_CARRIERS, key=lambda one: one.load)
-        carrier.begin(way)
+    with ExitStack() as stack:
+        try:
+            way = stack.enter_context(_Way(here, there, on_bytes, lambda: token.run_sync_soon(ended.set)))
+            carrier = min(_CARRIERS, key=lambda one: one.load)
+            carrier.begin(way)
+        except (OSError, RuntimeError):
+            return False
         try:
             await ended.wait()
         finally:

@@ -11,6 +11,7 @@ from proxy.binding import bound
 from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
 from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
+from proxy.descriptors import take_all
 from proxy.ports import PortRange
 from proxy.session_config import DEFAULT_VMDESC_WAIT, SessionConfig
 from proxy.stop_signals import held_back
@@ -116,6 +117,7 @@ def command(
     addresses = [parse_address(text) for text in listen]
     destination = None if connect is None else parse_address(connect)
     vcpus = () if source is None else _read_source(source)
+    take_all()
     with held_back(), bound(addresses) as bounds, report_file(report) as add:
         onward = destination or _redirection(ports, mark, bounds)
         for one in bounds:

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from formats.multifd import MAGIC
 from formats.sysreg import MIDR_EL1
 from proxy.address import TcpAddress, parse_address
 from proxy.binding import bound
+from proxy.channel import Channel
 from proxy.errors import ExitCode
 from proxy.relay import Relay
 from proxy.report import Outcome, Report
+from proxy.rewriter import Rewriter
 from proxy.route import Route
 from proxy.session_config import SessionConfig
 from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, short, value, value_at, with_value
@@ -153,6 +156,43 @@ async def test_one_migrations_trouble_is_not_the_others() -> None:
         assert await finish(*good, done=1000) == EXPECTED
     assert [report.outcome for report in it.reports] == [Outcome.FAILED, Outcome.REWRITTEN]
     assert it.exit_codes == [ExitCode.OK]
+
+
+async def test_an_error_of_its_own_ends_one_migration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with service() as it:
+        good, bad = await it.connect(), await it.connect()
+        with monkeypatch.context() as wrong:
+            wrong.setattr(Rewriter, "feed", _fail)
+            await send(bad[0], STREAM[8:1000])
+            assert await rest(bad[0]) == (b"", "reset")
+            assert (await rest(bad[1]))[1] == "reset"
+        assert await finish(*good) == EXPECTED
+        await settled(it, 2)
+    assert [report.outcome for report in it.reports] == [Outcome.FAILED, Outcome.REWRITTEN]
+    assert it.reports[0].reason == "internal error, please report it: RuntimeError('wrong')"
+    assert "Traceback" in capsys.readouterr().err
+
+
+async def test_an_error_of_its_own_on_a_channel_does_not_end_the_service(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Channel, "run", _fail)
+    async with service() as it:
+        good = await it.connect()
+        with await connect(("127.0.0.1", it.ports[0])) as channel:
+            await send(channel, MAGIC + bytes(60))
+            assert await rest(channel) == (b"", "reset")
+        assert await finish(*good) == EXPECTED
+        await settled(it, 1)
+    assert it.reports[0].outcome is Outcome.REWRITTEN
+    assert any(line.endswith("internal error, please report it: RuntimeError('wrong')") for line in it.said)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("wrong")
 
 
 async def test_the_operator_is_told() -> None:
@@ -341,9 +381,7 @@ async def test_a_destination_that_waits_for_its_preempt_channel_is_not_left_wait
 
 
 @contextmanager
-def command(
-    *options: str, env: dict[str, str] | None = None
-) -> Iterator[tuple[subprocess.Popen[str], int, socket.socket]]:
+def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], int, socket.socket]]:
     """Run `vmstate-proxy run`; yield it, its port, and the destination's listener."""
     with socket.create_server(("127.0.0.1", 0)) as back:
         back.settimeout(10)
@@ -453,6 +491,16 @@ def test_an_idle_service_ends_at_once() -> None:
         process.terminate()
         process.communicate()
         assert process.returncode == 0
+
+
+def test_it_takes_all_descriptors_that_it_may_have() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
+    try:
+        with command() as (process, _, _):
+            assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_reports_are_lines_that_are_there_at_once(tmp_path: Path) -> None:

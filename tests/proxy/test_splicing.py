@@ -138,23 +138,43 @@ async def test_no_descriptor_is_left_behind() -> None:
             assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.mark.parametrize("name", ["dup", "pipe2", "eventfd"])
-async def test_a_lack_of_descriptors_leaves_none_open_and_passes(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+NO_THREAD = RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "error"),
+    [
+        (os, "dup", NO_DESCRIPTOR),
+        (os, "pipe2", NO_DESCRIPTOR),
+        (os, "eventfd", NO_DESCRIPTOR),
+        (threading.Thread, "start", NO_THREAD),
+    ],
+    ids=["a file twice", "pipes", "a bell", "a thread"],
+)
+async def test_what_it_lacks_something_for_is_copied(
+    monkeypatch: pytest.MonkeyPatch, where: object, name: str, error: Exception
+) -> None:
     def lacks(*_: object) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise error
 
     await no_carriers()
-    async with tcp() as it, trio.open_nursery() as nursery:
+    async with tcp() as it:
         before = os.listdir("/proc/self/fd")
         await send(it.near, b"some")
-        with monkeypatch.context() as lacking:
-            lacking.setattr(os, name, lacks)
-            with pytest.raises(OSError, match="Too many open files"):
-                await splice_on(it.here, it.there)
-        assert os.listdir("/proc/self/fd") == before
-        nursery.start_soon(splice_on, it.here, it.there)
-        assert await receive(it.far, 4) == b"some"
-        nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            with monkeypatch.context() as lacking:
+                lacking.setattr(where, name, lacks)
+                nursery.start_soon(pass_on, it.here, it.there)
+                assert await receive(it.far, 4) == b"some"
+            assert os.listdir("/proc/self/fd") == before
+            nursery.cancel_scope.cancel()
+        await send(it.near, b"more")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(splice_on, it.here, it.there)
+            assert await receive(it.far, 4) == b"more"
+            assert carriers()
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("blocked", [False, True], ids=["while all flows", "while the destination takes nothing"])
