@@ -54,4 +54,6 @@ IMPORTS = "Most of it are the imports of click and msgspec."
 SWITCHOVER = (
     "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."
 )
-READ_AGAIN = "What the kernel has copied is read once more, to be judged."
+READ_AGAIN = (
+    "What the kernel has copied is mapped, to be judged; the interpreter's start and the steps between come on top."
+)

@@ -7,6 +7,7 @@ Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 """
 
 from collections import deque
+from dataclasses import replace
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -489,9 +490,11 @@ class StreamParser:
             version_id=header.version_id,
         )
         self._readers[header.section_id] = reader
-        self._iterables[header.section_id] = begin
         self._unfinished.add(header.section_id)
-        return self._begin(begin)
+        # Kept without the view, which is of a buffer that the caller is about to use again.
+        self._iterables[header.section_id] = self._current = replace(begin, raw=b"")
+        self._state = State.ITERABLE_BODY
+        return begin
 
     def _section_part(self, record_type: RecordType) -> AnyEvent | NeedData:
         found = read(SECTION_REFERENCE, self._data, self._offset)
@@ -503,21 +506,16 @@ class StreamParser:
             raise MalformedStreamError(f"section {reference.section_id} goes on without a start", offset=self._offset)
         if record_type is RecordType.SECTION_END:
             self._unfinished.discard(reference.section_id)
-        return self._begin(
-            SectionBegin(
-                *self._take(size),
-                type=record_type,
-                section_id=started.section_id,
-                name=started.name,
-                instance_id=started.instance_id,
-                version_id=started.version_id,
-            )
-        )
-
-    def _begin(self, begin: SectionBegin) -> SectionBegin:
-        self._current = begin
+        self._current = started
         self._state = State.ITERABLE_BODY
-        return begin
+        return SectionBegin(
+            *self._take(size),
+            type=record_type,
+            section_id=started.section_id,
+            name=started.name,
+            instance_id=started.instance_id,
+            version_id=started.version_id,
+        )
 
     def _iterable_body(self) -> AnyEvent | NeedData:
         assert self._current is not None

@@ -1,9 +1,11 @@
 """Rewriting a stream file into a copy of it that the kernel makes, or that shares its bytes with it.
 
 The copy is made step by step, and it is the copy that is read and judged, which nobody else knows of yet. So what was
-judged is what the copy holds, whoever writes to the file meanwhile. Only what does not go on as it came is written.
+judged is what the copy holds, whoever writes to the file meanwhile. It is read where it lies in the page cache: of a
+page of RAM only the header is looked at. Only what does not go on as it came is written.
 """
 
+import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from proxy.files import StreamFile
     from proxy.rewriter import Rewriter
 
-_STEP: Final = 1 << 20
-"""Bytes; what was just copied is still in the processor's cache when it is read."""
+_STEP: Final = 4 << 20
+"""Bytes; what is mapped of them counts as the process's memory, and two steps' may be for a moment."""
+
+_POPULATE_READ: Final = 22
+"""MADV_POPULATE_READ, which tells of an error where a mere look at the page would be a SIGBUS. Source: madvise(2)."""
 
 
 def rewrite_copy(stream: "StreamFile", target: int, rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:
@@ -32,23 +37,23 @@ def rewrite_copy(stream: "StreamFile", target: int, rewriter: "Rewriter", progre
         progress: Is told after each step how many bytes were read in it.
     """
     copy = _Copy(stream, target)
-    buffer = bytearray(_STEP)
-    view = memoryview(buffer)
     place, shift, seen = stream.position, 0, 0
     while True:
-        length = copy.step(view, shift)
-        # Read-only, so that what is a view of the buffer is what the target has already.
-        pieces = rewriter.feed(view[:length].toreadonly()) if length else rewriter.end()
+        data = copy.step(shift)
+        pieces = rewriter.feed(data) if data else rewriter.end()
         growths = [len(one.after) - len(one.before) for one in rewriter.replacements[seen:]]
         seen += len(growths)
         shift += sum(growths)
+        if any(growths):
+            # They move, and a view of the target must not change before it is written itself.
+            pieces = [bytes(piece) for piece in pieces]
         for piece in pieces:
-            if any(growths) or not _is_view(piece, buffer):
+            if not _is_view(piece, data):
                 write_at(target, place, piece)
             place += len(piece)
             rewriter.report.bytes_out += len(piece)
-        progress(length)
-        if not length:
+        progress(len(data))
+        if not data:
             break
     if shift:
         os.ftruncate(target, place)
@@ -61,30 +66,52 @@ class _Copy:
         self._stream = stream
         self._target = target
         self._by_kernel = True
+        self._mappable = True
+        self._buffer: memoryview | None = None
 
-    def step(self, buffer: memoryview, shift: int) -> int:
-        """Copy the next bytes; return how many, which then are in the buffer, too; 0 is the end.
+    def step(self, shift: int) -> memoryview:
+        """Copy the next bytes; return what the target has there now, good until the next step; at the end, nothing.
 
         Args:
-            buffer: As long as a step.
             shift: By how much the place in the target is later than in the stream's file.
         """
         here = self._stream.position
         # File systems share whole blocks only, at the same places within their blocks.
-        most = len(buffer) - here % len(buffer)
+        most = _STEP - here % _STEP
         if self._by_kernel:
             try:
                 copied = os.copy_file_range(self._stream.fileno(), self._target, most, offset_dst=here + shift)
             except OSError:
                 copied = 0
             if copied:
-                return read_into(self._target, here + shift, buffer[:copied])
+                return self._view(here + shift, copied)
             # It is the end, or cannot be done, or is an error, of which reading and writing say whose it is.
             self._by_kernel = False
-        length = self._stream.readinto(buffer[:most])
-        write_at(self._target, here + shift, buffer[:length])
-        return length
+        buffer = self._own_buffer()
+        data = buffer[: self._stream.readinto(buffer[:most])]
+        write_at(self._target, here + shift, data)
+        return data.toreadonly()
+
+    def _view(self, place: int, length: int) -> memoryview:
+        """Return what is at a place of the target, mapped where that is possible."""
+        if self._mappable:
+            start = place - place % mmap.ALLOCATIONGRANULARITY
+            try:
+                mapped = mmap.mmap(self._target, place + length - start, access=mmap.ACCESS_READ, offset=start)
+                mapped.madvise(_POPULATE_READ)
+            except (OSError, ValueError):
+                # It cannot be done, or is an error, of which reading says which; a file that was cut is a ValueError.
+                self._mappable = False
+            else:
+                return memoryview(mapped)[place - start :]
+        buffer = self._own_buffer()
+        return buffer[: read_into(self._target, place, buffer[:length])].toreadonly()
+
+    def _own_buffer(self) -> memoryview:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(_STEP))
+        return self._buffer
 
 
-def _is_view(piece: "Raw", buffer: bytearray) -> bool:
-    return isinstance(piece, memoryview) and piece.obj is buffer
+def _is_view(piece: "Raw", whole: memoryview) -> bool:
+    return isinstance(piece, memoryview) and piece.obj is whole.obj

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from proxy.files import open_stream
 from proxy.layout import rewrite_to
 from proxy.report import Outcome
 from proxy.rewriter import Rewriter
-from tests.proxy.helpers import NEWER, R0, R3, capture, downgrade, downgraded, judge, short, with_value
+from tests.proxy.helpers import NEWER, R0, R3, capture, downgrade, downgraded, judge, short, with_value, without_vmdesc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,30 +46,45 @@ def for_a_while() -> Callable[..., int]:
     return copy
 
 
+def not_mapped(*_: object, **__: object) -> mmap.mmap:
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
+class NotPopulated(mmap.mmap):
+    """A mapping as of a kernel that does not know MADV_POPULATE_READ."""
+
+    def madvise(self, *_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
 @pytest.mark.parametrize("step", [511, 4096, 1 << 20])
 @pytest.mark.parametrize(
     "copy", [lambda: COPY, lambda: never, lambda: in_small_pieces, for_a_while], ids=["all", "none", "small", "some"]
 )
+@pytest.mark.parametrize("mapping", [mmap.mmap, not_mapped, NotPopulated], ids=["mapped", "unmapped", "old kernel"])
 @pytest.mark.parametrize(
     ("stream", "the_judge", "expected"),
     [
         (short(NEWER), downgrade(), downgraded(short(NEWER))),
         (capture(NEWER), downgrade(), downgraded(capture(NEWER))),
+        (without_vmdesc(short(NEWER)), downgrade(), without_vmdesc(downgraded(short(NEWER)))),
         (short(SWAPPED), judge(R0), with_value(short(SWAPPED), MIDR_EL1, R3)),
     ],
-    ids=["left out", "left out, after RAM", "swapped"],
+    ids=["left out", "left out, after RAM", "left out, no vmdesc", "swapped"],
 )
 def test_the_copy(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     step: int,
     copy: Callable[[], Callable[..., int]],
+    mapping: Callable[..., mmap.mmap],
     stream: bytes,
     the_judge: Judge,
     expected: bytes,
 ) -> None:
     monkeypatch.setattr(kernel_copy, "_STEP", step)
     monkeypatch.setattr(os, "copy_file_range", copy())
+    monkeypatch.setattr(mmap, "mmap", mapping)
     source, target = tmp_path / "stream", tmp_path / "out"
     source.write_bytes(stream)
     rewriter = Rewriter(the_judge, live=False)
