@@ -79,6 +79,11 @@ class IterableReader(ABC):
             self._payload_left = record.payload
 
     @property
+    def amid_payload(self) -> bool:
+        """Whether what was read last ends within a record's payload."""
+        return bool(self._payload_left)
+
+    @property
     def skippable(self) -> int:
         """How many of the next bytes are a payload that only has to keep its place in the file."""
         return 0

@@ -159,6 +159,17 @@ class StreamParser:
         """
         return self._state is State.DEVICE_STATE and self._hold.ends_like_the_end
 
+    @property
+    def amid_small_records(self) -> bool:
+        """Whether the bytes fed so far end between records of an iterable section, and it is not the last one.
+
+        So it is among zero pages; those that end among full pages end within one.
+        """
+        if self._state is not State.ITERABLE_BODY or self._current is None:
+            return False
+        number = self._current.section_id
+        return number in self._unfinished and not self._readers[number].amid_payload
+
     def feed(self, data: Raw) -> None:
         """Take the next bytes of the stream; `b""` says that the source ended it. Take all events before the next."""
         if not len(data):

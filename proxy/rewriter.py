@@ -140,6 +140,11 @@ class Rewriter:
         """Whether only the vmdesc seems to be missing; see `StreamParser.awaiting_vmdesc`."""
         return self._parser.awaiting_vmdesc
 
+    @property
+    def amid_small_records(self) -> bool:
+        """Whether memory comes in small records, and is not the last; see `StreamParser.amid_small_records`."""
+        return self._parser.amid_small_records
+
     def feed(self, data: Raw) -> list[Raw]:
         """Take bytes from the source; return those that may go on.
 

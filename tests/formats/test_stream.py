@@ -47,6 +47,7 @@ from tests.streams import (
     cut,
     footer,
     pieces_of,
+    ram_page,
     ram_setup,
     ram_zero,
     recorded,
@@ -523,6 +524,39 @@ def test_bytes_after_an_end_without_vmdesc(trailing: bytes) -> None:
     assert reading.raw == stream
     with pytest.raises(MalformedStreamError):
         reading.feed_all([trailing])
+
+
+# --- small records
+
+
+ZEROES = ram_zero(0, "mach-virt.ram") + ram_zero(0x1000) + ram_zero(0x2000)
+PAGES = ram_page(0, bytes(4096), "mach-virt.ram") + ram_page(0x1000, bytes(4096))
+
+
+@pytest.mark.parametrize(
+    ("records", "amid"),
+    [
+        (ZEROES, True),
+        (ZEROES[:-5], True),
+        (PAGES, True),
+        (PAGES + ZEROES, True),
+        (PAGES[:-1], False),
+        (ZEROES + PAGES[:-4000], False),
+        (ZEROES + RAM_EOS, False),
+        (ZEROES + RAM_EOS + footer(RAM_ID), False),
+    ],
+    ids=["zeroes", "cut", "pages", "both", "cut page", "another cut page", "end", "footer"],
+)
+@pytest.mark.parametrize("chunk", [5, 1 << 20])
+def test_among_small_records(records: bytes, amid: bool, chunk: int) -> None:
+    stream = short_head()
+    head = stream[: stream.rindex(section_end(RAM_ID, RAM_EOS))]
+    for type_ in RecordType.SECTION_PART, RecordType.SECTION_END:
+        reading = Reading()
+        assert not reading.parser.amid_small_records
+        for piece in pieces_of(head + bytes([type_]) + be32(RAM_ID) + records, chunk):
+            reading.feed(piece)
+        assert reading.parser.amid_small_records == (amid and type_ is RecordType.SECTION_PART)
 
 
 # --- a vmdesc that is overdue, and one that comes late

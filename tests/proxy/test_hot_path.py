@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from benchmarks.switchover import grown
+from proxy import session
 from proxy.connection import SocketConnection
 from proxy.pumps import pass_on
 from proxy.rewriter import Rewriter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 BUFFER = 1 << 20
 HEAD = short_head()[: -len(b"\x03" + bytes(4) + RAM_EOS + footer(1))]
+PART = b"\x02" + (1).to_bytes(4, "big")
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def pages(count: int, *, zero: bool) -> bytes:
 def fed(stream: bytes) -> int:
     """Return how many calls it takes to pass a piece of RAM on, in buffers as they come from a socket."""
     rewriter = Rewriter(judge(R0), live=False)
-    rewriter.feed(memoryview(HEAD + b"\x02" + (1).to_bytes(4, "big")))
+    rewriter.feed(memoryview(HEAD + PART))
     passed = 0
     with counted() as calls:
         for at in range(0, len(stream), BUFFER):
@@ -130,7 +132,7 @@ async def test_system_calls_for_a_buffer() -> None:
     """A buffer is received as one and sent as one, as far as the sockets take it."""
     stream = pages(8 * BUFFER // (8 + PAGE), zero=False)
     async with migration() as it:
-        await send(it.source, HEAD[8:] + b"\x02" + (1).to_bytes(4, "big"))
+        await send(it.source, HEAD[8:] + PART)
         await receive(it.destination, len(HEAD) - 8 + 5)
         with counted() as calls:
             async with trio.open_nursery() as nursery:
@@ -140,6 +142,41 @@ async def test_system_calls_for_a_buffer() -> None:
     # 8 MiB: no less than 128 KiB each on average, the test's own to send among them.
     assert calls["readv"] <= 64
     assert calls["write"] + calls["send"] <= 128
+
+
+async def test_zero_pages_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU sends them in pieces of 32 KiB; each that is taken alone costs a turn of everyone on the way."""
+    piece = pages(3600, zero=True)
+    monkeypatch.setattr(session, "_GATHER", 0.3)
+    async with migration() as it:
+        await send(it.source, HEAD[8:] + PART)
+        await receive(it.destination, len(HEAD) - 8 + 5)
+        with counted() as calls:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive, it.destination, 30 * len(piece))
+                for _ in range(30):
+                    await send(it.source, piece)
+                    await trio.sleep(0.001)
+        it.source.close()
+    assert calls["readv"] <= 20
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (PART + ram_page(0, payload=bytes(PAGE))[:-2], b"\0"),
+        (PART + pages(9, zero=True) + RAM_EOS, footer(1)),
+        (b"\x03" + PART[1:] + pages(9, zero=True), pages(9, zero=True)),
+    ],
+    ids=["within a page", "the end of a part", "the guest stands"],
+)
+async def test_nothing_else_waits_for_more(monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes, ...]) -> None:
+    monkeypatch.setattr(session, "_GATHER", 60)
+    async with migration() as it:
+        for piece in HEAD[8:], *pieces:
+            await send(it.source, piece)
+            assert await receive(it.destination, len(piece)) == piece
+        it.source.close()
 
 
 async def test_channels_stay_in_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
