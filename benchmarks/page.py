@@ -23,7 +23,9 @@ Made by `make bench`. Real QEMUs migrate a real guest on one machine, over the l
 the proxies in turn (A B C ... A B C ...); the figures are medians of {rounds} rounds. vmstate-proxy parses every
 record, judges every vCPU, and is given the destination's profile; the others read nothing. All of them, both QEMUs and
 the kernel's copies share this machine's processors, so that a proxy's own processor time is what slows a migration
-down. The guest is idle, its memory is filled beforehand, and the destination's is touched beforehand.
+down. The guest is idle, its memory is filled beforehand, and the destination's is touched beforehand. vmstate-proxy
+sends to its own machine without pacing; where "TCP by" below is a congestion control that paces, as bbr does, that is a
+part of what it is ahead of the others.
 
 {machine}
 """

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from formats.device_state import FOOTER_SIZE, DeviceSection, locate_by_footers
 from formats.errors import MalformedStreamError, UnlocatableSectionError
+from formats.events import AnyEvent, Command, DeviceState
 from formats.records import COMMAND, CommandType, RecordType
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from formats.device_state import EarlySection
     from formats.events import Raw
@@ -49,6 +50,19 @@ class Package:
     sections: tuple[DeviceSection, ...]
     pings: tuple[bytes, ...]
     run: bytes
+
+    def events(self, offset: int) -> "Iterator[AnyEvent]":
+        """Yield its parts, in order, as events; `offset` is where it begins in the stream."""
+        yield Command(offset, self.listen, command=CommandType.POSTCOPY_LISTEN, payload=b"")
+        offset += len(self.listen)
+        yield DeviceState(
+            offset, self.held, held=self.held, sections=self.sections, vmdesc=None, early=False, packaged=True
+        )
+        offset += len(self.held)
+        for ping in self.pings:
+            yield Command(offset, ping, command=CommandType.PING, payload=ping[len(_PING) :])
+            offset += len(ping)
+        yield Command(offset, self.run, command=CommandType.POSTCOPY_RUN, payload=b"")
 
 
 def is_recovery(opening: "Raw") -> bool:

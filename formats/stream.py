@@ -7,14 +7,13 @@ Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 """
 
 from collections import deque
-from dataclasses import replace
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from formats.configuration import read_configuration
 from formats.device_state import NO_VMDESC, DeviceSection, EarlySection, locate_by_vmdesc
 from formats.errors import (
     DeviceStateTooLargeError,
-    ForeignStreamError,
     FormatError,
     MalformedStreamError,
     TruncatedStreamError,
@@ -37,39 +36,26 @@ from formats.events import (
     SectionBegin,
     SectionFooter,
 )
+from formats.file_header import read_file_header
 from formats.grammar import ACCEPTS, State
 from formats.hold import DeviceStateHold
+from formats.iterables import IterableSection, IterableSections
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.package import SECTION as PACKAGE
 from formats.package import open_package
 from formats.ram import RamReader
-from formats.readers import reader_for
 from formats.records import (
     COMMAND,
-    CONFIGURATION,
-    CONFIGURATION_SUBSECTIONS,
-    FILE_HEADER,
     FILE_VERSION,
-    MAGIC,
     SECTION_HEADER,
     SECTION_REFERENCE,
-    SUBSECTION_HEADER,
     VMDESCRIPTION_HEADER,
     CommandType,
     RecordType,
     read,
 )
-from formats.refusals import COLO, COLO_CHECKPOINT, FOREIGNERS, REFUSED_CAPABILITIES, REFUSED_COMMANDS
+from formats.refusals import COLO, COLO_CHECKPOINT, REFUSED_COMMANDS
 from formats.vmdesc import Vmdesc, parse_vmdesc
-
-if TYPE_CHECKING:
-    from formats.iterable import IterableReader
-
-_DEFAULT_PAGE_BITS: Final = 12
-_PAGE_BITS_OF: Final = {"virt-2.6": 10, "virt-2.7": 10}
-"""Arm machines with pages of 1 KiB, the least that Arm has, which go without saying (QEMU `hw/arm/virt.c`:
-`virt_machine_2_7_options`; `migration/savevm.c`: `vmstate_target_page_bits_needed`)."""
 
 _ADVISE: Final = Struct(">QQ")
 _LENGTH: Final = Struct(">I")
@@ -105,12 +91,7 @@ class StreamParser:
         self.postcopy_advised = False
         self.switching_to_postcopy = False
 
-        self._page_bits = _DEFAULT_PAGE_BITS
-        self._capabilities: tuple[str, ...] = ()
-        self._iterables: dict[int, SectionBegin] = {}
-        self._unfinished: set[int] = set()
-        self._readers: dict[int, IterableReader] = {}
-        self._current: SectionBegin | None = None
+        self._iterables = IterableSections()
 
         self._early: list[EarlySection] = []
         self._hold = DeviceStateHold(device_state_limit)
@@ -118,7 +99,6 @@ class StreamParser:
         self._vmdesc_waived = False
         self._last_word = False
         self._located: DeviceState | None = None
-        self._page_sizes = 0
         self._package_length = 0
         self._package_opened = False
         self._abandoned = False
@@ -148,7 +128,7 @@ class StreamParser:
     @property
     def ram(self) -> RamReader | None:
         """The reader of the `ram` sections with its counts; None before the first."""
-        return next((reader for reader in self._readers.values() if isinstance(reader, RamReader)), None)
+        return self._iterables.ram
 
     @property
     def awaiting_vmdesc(self) -> bool:
@@ -165,10 +145,7 @@ class StreamParser:
 
         So it is among zero pages; those that end among full pages end within one.
         """
-        if self._state is not State.ITERABLE_BODY or self._current is None:
-            return False
-        number = self._current.section_id
-        return number in self._unfinished and not self._readers[number].amid_payload
+        return self._state is State.ITERABLE_BODY and self._iterables.amid_small_records
 
     def feed(self, data: Raw) -> None:
         """Take the next bytes of the stream; `b""` says that the source ended it. Take all events before the next."""
@@ -182,15 +159,12 @@ class StreamParser:
     @property
     def skippable(self) -> int:
         """How many of the next bytes, once `NEED_DATA` was returned, are mapped pages that need not be fed."""
-        if self._state is not State.ITERABLE_BODY or self._current is None or len(self._data):
-            return 0
-        return self._readers[self._current.section_id].skippable
+        return 0 if self._state is not State.ITERABLE_BODY or len(self._data) else self._iterables.skippable
 
     def skip(self, length: int) -> MappedPages:
         """Step over the next `length` bytes, at most `skippable`: what is fed next comes after them."""
-        assert self._current is not None
         assert 0 < length <= self.skippable
-        self._readers[self._current.section_id].skip(length)
+        self._iterables.skip(length)
         offset = self._offset
         self._offset += length
         return MappedPages(offset, b"", length=length)
@@ -289,24 +263,11 @@ class StreamParser:
         return event
 
     def _file_header(self) -> AnyEvent | NeedData:
-        start = bytes(self._data[:16])
-        if start and not MAGIC.startswith(start[:4]):
-            for magic, what, advice in FOREIGNERS:
-                if start.startswith(magic):
-                    raise ForeignStreamError(f"this is {what}, not a migration stream", offset=0, advice=advice)
-            open_question = len(start) < len(MAGIC) or any(magic.startswith(start) for magic, _, _ in FOREIGNERS)
-            if self._source_ended or not open_question:
-                raise ForeignStreamError(
-                    f"this is no migration stream: it begins with {start[:4].hex(' ')}, not with 'QEVM'", offset=0
-                )
-        found = read(FILE_HEADER, self._data, self._offset) if MAGIC.startswith(start[:4]) else None
-        if found is None:
+        size = read_file_header(self._data, ended=self._source_ended)
+        if size is None:
             return NEED_DATA
-        header, size = found
-        if header.version != FILE_VERSION:
-            raise MalformedStreamError(f"stream version {header.version}; only {FILE_VERSION} is known", offset=4)
         self._state = State.FIRST_RECORD
-        return FileHeader(*self._take(size), version=header.version)
+        return FileHeader(*self._take(size), version=FILE_VERSION)
 
     def _record(self) -> AnyEvent | NeedData:
         if not len(self._data):
@@ -338,56 +299,19 @@ class StreamParser:
                 return self._device_state()
 
     def _configuration(self) -> AnyEvent | NeedData:
-        found = read(CONFIGURATION, self._data, self._offset)
+        found = read_configuration(self._data, self._offset, take_mapped_ram=self._take_mapped_ram)
         if found is None:
             return NEED_DATA
-        configuration, size = found
-        values: dict[str, object] = {}
-        while True:
-            if size >= len(self._data):
-                return NEED_DATA
-            if self._data[size] != RecordType.SUBSECTION:
-                break
-            header = read(SUBSECTION_HEADER, self._data[size:], self._offset + size)
-            if header is None:
-                return NEED_DATA
-            name = header[0].name
-            schema = CONFIGURATION_SUBSECTIONS.get(name)
-            if schema is None:
-                raise UnsupportedFeatureError(
-                    f"configuration subsection {name!r} is not known",
-                    offset=self._offset + size,
-                    section="configuration",
-                )
-            body = read(schema, self._data[size + header[1] :], self._offset + size + header[1])
-            if body is None:
-                return NEED_DATA
-            values[name] = body[0]
-            size += header[1] + body[1]
-        return self._configured(configuration.machine, values, size)
-
-    def _configured(self, machine: bytes, values: dict[str, object], size: int) -> Configuration:
-        page_bits = values.get("configuration/target-page-bits")
-        names = values.get("configuration/capabilities", ())
-        uuid = values.get("configuration/uuid")
-        assert isinstance(page_bits, int | None)
-        assert isinstance(uuid, bytes | None)
-        assert isinstance(names, list | tuple)
-        if page_bits is not None and not 10 <= page_bits <= 16:
-            raise MalformedStreamError(
-                f"target pages of {page_bits} bits", offset=self._offset, section="configuration"
-            )
-        for name in names:
-            if name in REFUSED_CAPABILITIES and not (name == MAPPED_RAM and self._take_mapped_ram):
-                raise UnsupportedFeatureError(
-                    f"capability {name} is not supported", offset=self._offset, advice=REFUSED_CAPABILITIES[name]
-                )
-        self._capabilities = tuple(str(name) for name in names)
-        self.machine = machine.decode("ascii", "backslashreplace")
-        self._page_bits = page_bits or _PAGE_BITS_OF.get(self.machine, _DEFAULT_PAGE_BITS)
+        self.machine = found.machine
+        self._iterables.page_bits = found.true_page_bits
+        self._iterables.capabilities = found.capabilities
         self._state = State.RECORD
         return Configuration(
-            *self._take(size), machine=self.machine, page_bits=page_bits, capabilities=self._capabilities, uuid=uuid
+            *self._take(found.size),
+            machine=found.machine,
+            page_bits=found.page_bits,
+            capabilities=found.capabilities,
+            uuid=found.uuid,
         )
 
     def _command(self) -> AnyEvent | NeedData:
@@ -427,7 +351,7 @@ class StreamParser:
             raise MalformedStreamError(f"POSTCOPY_ADVISE of {len(payload)} bytes", offset=self._offset)
         self.postcopy_advised = True
         if payload:
-            self._page_sizes, _ = _ADVISE.unpack(payload)
+            self._iterables.page_sizes, _ = _ADVISE.unpack(payload)
 
     def _begin_postcopy(self, command: CommandType, payload: bytes) -> None:
         if not self.postcopy_advised:
@@ -454,24 +378,7 @@ class StreamParser:
         start, blob = self._take(self._package_length)
         self._package_opened = True
         package = open_package(bytes(blob), self._early, start)
-        sections = start + len(package.listen)
-        run = sections + len(package.held)
-        self._unpacked.append(Command(start, package.listen, command=CommandType.POSTCOPY_LISTEN, payload=b""))
-        self._unpacked.append(
-            DeviceState(
-                sections,
-                package.held,
-                held=package.held,
-                sections=package.sections,
-                vmdesc=None,
-                early=False,
-                packaged=True,
-            )
-        )
-        for ping in package.pings:
-            self._unpacked.append(Command(run, ping, command=CommandType.PING, payload=ping[-_LENGTH.size :]))
-            run += len(ping)
-        self._unpacked.append(Command(run, package.run, command=CommandType.POSTCOPY_RUN, payload=b""))
+        self._unpacked.extend(package.events(start))
         self._state = State.POSTCOPY
         return announced
 
@@ -482,57 +389,36 @@ class StreamParser:
         if found is None:
             return NEED_DATA
         header, size = found
-        if header.section_id in self._iterables:
-            raise MalformedStreamError(f"section {header.section_id} starts twice", offset=self._offset)
-        reader = reader_for(header.name, self._page_bits, self._capabilities, self._page_sizes)
-        if reader is None:
-            raise UnlocatableSectionError(
-                "the records of this iterable section are not known, so its end cannot be told",
-                offset=self._offset,
-                section=f"{header.name!r} instance {header.instance_id}",
-                advice="detach the device that it belongs to before the migration",
-            )
-        begin = SectionBegin(
-            *self._take(size),
-            type=RecordType.SECTION_START,
-            section_id=header.section_id,
-            name=header.name,
-            instance_id=header.instance_id,
-            version_id=header.version_id,
+        section = self._iterables.start(
+            header.section_id, header.name, header.instance_id, header.version_id, self._offset
         )
-        self._readers[header.section_id] = reader
-        self._unfinished.add(header.section_id)
-        # Kept without the view, which is of a buffer that the caller is about to use again.
-        self._iterables[header.section_id] = self._current = replace(begin, raw=b"")
-        self._state = State.ITERABLE_BODY
-        return begin
+        return self._begin(RecordType.SECTION_START, section, size)
 
     def _section_part(self, record_type: RecordType) -> AnyEvent | NeedData:
         found = read(SECTION_REFERENCE, self._data, self._offset)
         if found is None:
             return NEED_DATA
         reference, size = found
-        started = self._iterables.get(reference.section_id)
-        if started is None:
-            raise MalformedStreamError(f"section {reference.section_id} goes on without a start", offset=self._offset)
-        if record_type is RecordType.SECTION_END:
-            self._unfinished.discard(reference.section_id)
-        self._current = started
+        section = self._iterables.go_on(
+            reference.section_id, self._offset, last_part=record_type is RecordType.SECTION_END
+        )
+        return self._begin(record_type, section, size)
+
+    def _begin(self, record_type: RecordType, section: IterableSection, size: int) -> SectionBegin:
         self._state = State.ITERABLE_BODY
         return SectionBegin(
             *self._take(size),
             type=record_type,
-            section_id=started.section_id,
-            name=started.name,
-            instance_id=started.instance_id,
-            version_id=started.version_id,
+            section_id=section.section_id,
+            name=section.name,
+            instance_id=section.instance_id,
+            version_id=section.version_id,
         )
 
     def _iterable_body(self) -> AnyEvent | NeedData:
-        assert self._current is not None
         if not len(self._data):
             return NEED_DATA
-        length, ended = self._readers[self._current.section_id].read(self._data, self._offset)
+        length, ended = self._iterables.read(self._data, self._offset)
         if ended:
             self._state = State.ITERABLE_FOOTER
             if not length:
@@ -540,18 +426,11 @@ class StreamParser:
         return IterableData(*self._take(length))
 
     def _section_footer(self) -> AnyEvent | NeedData:
-        assert self._current is not None
         found = read(SECTION_REFERENCE, self._data, self._offset)
         if found is None:
             return NEED_DATA
         reference, size = found
-        if reference.section_id != self._current.section_id:
-            raise MalformedStreamError(
-                f"its footer names section {reference.section_id}, not {self._current.section_id}",
-                offset=self._offset,
-                section=self._section_label(),
-            )
-        self._current = None
+        self._iterables.end(reference.section_id, self._offset)
         self._state = State.RECORD
         return SectionFooter(*self._take(size), section_id=reference.section_id)
 
@@ -559,7 +438,7 @@ class StreamParser:
 
     def _device_state(self) -> AnyEvent | NeedData:
         if len(self._data):
-            early = bool(self._unfinished) or not self._iterables
+            early = self._iterables.to_come
             # RAM may follow early sections in the same chunk, and does not count against what may be held.
             room = self._hold.limit - len(self._hold) if early else len(self._data)
             self._hold.add(self._data[:room], self._offset)
@@ -671,7 +550,7 @@ class StreamParser:
             return "device state"
         if self._state is State.PACKAGE:
             return PACKAGE
-        return None if self._current is None else f"'{self._current.name}' instance {self._current.instance_id}"
+        return None if self._iterables.at_hand is None else self._iterables.at_hand.label
 
     def _unexpected(self, byte: int) -> FormatError:
         if self._state is State.ITERABLE_FOOTER:
