@@ -530,22 +530,18 @@ def test_bytes_after_an_end_without_vmdesc(trailing: bytes) -> None:
 
 
 ZEROES = ram_zero(0, "mach-virt.ram") + ram_zero(0x1000) + ram_zero(0x2000)
-PAGES = ram_page(0, bytes(4096), "mach-virt.ram") + ram_page(0x1000, bytes(4096))
+PAGES = ram_page(0, bytes(4096), "mach-virt.ram")
 
 
 @pytest.mark.parametrize(
     ("records", "amid"),
     [
         (ZEROES, True),
-        (ZEROES[:-5], True),
-        (PAGES, True),
-        (PAGES + ZEROES, True),
         (PAGES[:-1], False),
-        (ZEROES + PAGES[:-4000], False),
         (ZEROES + RAM_EOS, False),
         (ZEROES + RAM_EOS + footer(RAM_ID), False),
     ],
-    ids=["zeroes", "cut", "pages", "both", "cut page", "another cut page", "end", "footer"],
+    ids=["zeroes", "cut page", "end", "footer"],
 )
 @pytest.mark.parametrize("chunk", [5, 1 << 20])
 def test_among_small_records(records: bytes, amid: bool, chunk: int) -> None:
