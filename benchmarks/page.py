@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.carriers import ROOT
+from benchmarks.congestion import congestion_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +24,7 @@ Made by `make bench`. Real QEMUs migrate a real guest on one machine, over the l
 the proxies in turn (A B C ... A B C ...); the figures are medians of {rounds} rounds. vmstate-proxy parses every
 record, judges every vCPU, and is given the destination's profile; the others read nothing. All of them, both QEMUs and
 the kernel's copies share this machine's processors, so that a proxy's own processor time is what slows a migration
-down. The guest is idle, its memory is filled beforehand, and the destination's is touched beforehand. vmstate-proxy
-sends to its own machine without pacing; where "TCP by" below is a congestion control that paces, as bbr does, that is a
-part of what it is ahead of the others.
+down. The guest is idle, its memory is filled beforehand, and the destination's is touched beforehand.
 
 {machine}
 """
@@ -73,12 +72,12 @@ def _machine() -> str:
     )
     memory = int(_lines("/proc/meminfo")[0].split()[1]) >> 20
     cores = sum(line.startswith("processor") for line in _lines("/proc/cpuinfo"))
-    congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     versions = [_first_line(["qemu-system-aarch64", "--version"]), _first_line(["haproxy", "-v"])]
     versions.append(_first_line(["socat", "-V"], 1))
     return (
         f"The machine: {model}, {cores} processors (virtual), {memory} GiB, Linux {platform.release()}, "
-        f"TCP by {congestion}, Python {platform.python_version()}; {'; '.join(versions)}. {datetime.now(UTC):%Y-%m-%d}."
+        f"TCP by {congestion_control()}, Python {platform.python_version()}; {'; '.join(versions)}. "
+        f"{datetime.now(UTC):%Y-%m-%d}."
     )
 
 
