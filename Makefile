@@ -31,7 +31,7 @@ bench: $(BENCH) ## compare with socat and haproxy, and write docs/benchmarks.md 
 	$(BIN)/python -m benchmarks $(PARTS)
 
 libvirt: $(LIBVIRT) ## virsh migrate through the proxy, between two libvirt daemons (2 minutes; installs libvirt)
-	$(BIN)/python -m pytest tests/live/libvirt_migrations.py
+	$(BIN)/python -m pytest tests/lab/libvirt_lab.py tests/live/libvirt_migrations.py
 
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures

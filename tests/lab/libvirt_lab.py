@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab.libvirt import LibvirtGuest, running_libvirt
-from tests.lab.namespace import Namespace
 from tests.lab.qmp import LabError
 
 _ROOT = Path(__file__).parents[2]
@@ -74,15 +73,3 @@ async def test_two_labs_do_not_see_each_other() -> None:
             assert await other.source.domains("--all") == set()
             with pytest.raises(LabError, match="failed to get domain"):
                 await LibvirtGuest(guest.name).counter(other.source)
-
-
-def test_a_host_that_ends_early_says_why(tmp_path: Path) -> None:
-    host = Namespace("sleep 1; echo no such luck; exit 3", tmp_path)
-    try:
-        deadline = time.monotonic() + 10
-        while host.returncode is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert host.returncode == 3
-        assert host.text() == "no such luck\n"
-    finally:
-        host.close()
