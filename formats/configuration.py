@@ -3,10 +3,10 @@
 Source: QEMU `migration/savevm.c` (`vmstate_configuration`), `hw/arm/virt.c`.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 from formats.errors import MalformedStreamError, UnsupportedFeatureError
+from formats.events import Configuration
 from formats.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.records import CONFIGURATION, CONFIGURATION_SUBSECTIONS, SUBSECTION_HEADER, RecordType, read
 from formats.refusals import REFUSED_CAPABILITIES
@@ -19,40 +19,21 @@ _PAGE_BITS_OF: Final = {"virt-2.6": 10, "virt-2.7": 10}
 `virt_machine_2_7_options`; `migration/savevm.c`: `vmstate_target_page_bits_needed`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamConfiguration:
-    """What a stream says of itself.
-
-    Attributes:
-        size: The record's length in bytes.
-        machine: The machine type, such as `virt-7.2`.
-        page_bits: Bits of a target page's size; None when the stream does not say.
-        capabilities: The capabilities that the source asks the destination to have, too.
-        uuid: The guest's UUID, 16 bytes; None when the stream does not say.
-    """
-
-    size: int
-    machine: str
-    page_bits: int | None
-    capabilities: tuple[str, ...]
-    uuid: bytes | None
-
-    @property
-    def true_page_bits(self) -> int:
-        """Bits of a target page's size, said or not."""
-        return self.page_bits or _PAGE_BITS_OF.get(self.machine, DEFAULT_PAGE_BITS)
+def true_page_bits(configuration: Configuration) -> int:
+    """Return the bits of a target page's size, said or not."""
+    return configuration.page_bits or _PAGE_BITS_OF.get(configuration.machine, DEFAULT_PAGE_BITS)
 
 
-def read_configuration(data: memoryview, offset: int, *, take_mapped_ram: bool) -> StreamConfiguration | None:
+def read_configuration(data: memoryview, offset: int, *, take_mapped_ram: bool) -> Configuration | None:
     """Read the record at the start of `data`.
 
     Args:
         data: The bytes that are there so far; one more than the record's has to be, which shows that it is all there.
-        offset: Where `data` begins in the stream; used in errors only.
+        offset: Where `data` begins in the stream.
         take_mapped_ram: Whether the stream is in a file, where mapped-ram has its place.
 
     Returns:
-        What it says; None when `data` ends before it is known to be complete.
+        The record; None when `data` ends before it is known to be complete.
 
     Raises:
         MalformedStreamError: No QEMU says so.
@@ -82,12 +63,12 @@ def read_configuration(data: memoryview, offset: int, *, take_mapped_ram: bool) 
             return None
         values[name] = body[0]
         size += header[1] + body[1]
-    return _checked(configuration.machine, values, size, offset, take_mapped_ram)
+    return _checked(configuration.machine, values, data[:size], offset, take_mapped_ram)
 
 
 def _checked(
-    machine: bytes, values: dict[str, object], size: int, offset: int, take_mapped_ram: bool
-) -> StreamConfiguration:
+    machine: bytes, values: dict[str, object], raw: memoryview, offset: int, take_mapped_ram: bool
+) -> Configuration:
     page_bits = values.get("configuration/target-page-bits")
     names = values.get("configuration/capabilities", ())
     uuid = values.get("configuration/uuid")
@@ -101,5 +82,11 @@ def _checked(
             raise UnsupportedFeatureError(
                 f"capability {name} is not supported", offset=offset, advice=REFUSED_CAPABILITIES[name]
             )
-    capabilities = tuple(str(name) for name in names)
-    return StreamConfiguration(size, machine.decode("ascii", "backslashreplace"), page_bits, capabilities, uuid)
+    return Configuration(
+        offset,
+        raw,
+        machine=machine.decode("ascii", "backslashreplace"),
+        page_bits=page_bits,
+        capabilities=tuple(str(name) for name in names),
+        uuid=uuid,
+    )

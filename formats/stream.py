@@ -10,7 +10,7 @@ from collections import deque
 from struct import Struct
 from typing import Final
 
-from formats.configuration import read_configuration
+from formats.configuration import read_configuration, true_page_bits
 from formats.device_state import NO_VMDESC, DeviceSection, EarlySection, locate_by_vmdesc
 from formats.errors import (
     DeviceStateTooLargeError,
@@ -24,7 +24,6 @@ from formats.events import (
     NEED_DATA,
     AnyEvent,
     Command,
-    Configuration,
     DeviceState,
     FileHeader,
     IterableData,
@@ -303,16 +302,11 @@ class StreamParser:
         if found is None:
             return NEED_DATA
         self.machine = found.machine
-        self._iterables.page_bits = found.true_page_bits
+        self._iterables.page_bits = true_page_bits(found)
         self._iterables.capabilities = found.capabilities
         self._state = State.RECORD
-        return Configuration(
-            *self._take(found.size),
-            machine=found.machine,
-            page_bits=found.page_bits,
-            capabilities=found.capabilities,
-            uuid=found.uuid,
-        )
+        self._take(len(found.raw))
+        return found
 
     def _command(self) -> AnyEvent | NeedData:
         found = read(COMMAND, self._data, self._offset)

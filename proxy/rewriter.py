@@ -342,10 +342,7 @@ class Rewriter:
     def _fail(self, error: FormatError | ProxyError) -> None:
         report = self.report
         report.reason = str(error)
-        if isinstance(error, FormatError):
-            report.exit_code = exit_code_of(error)
-        else:
-            report.exit_code = error.exit_code
+        report.exit_code = exit_code_of(error)
         report.outcome = Outcome.REFUSED if report.exit_code is ExitCode.REFUSED else Outcome.FAILED
         if report.outcome is Outcome.REFUSED and self._keep_going:
             report.outcome, report.exit_code = Outcome.UNCHANGED, ExitCode.OK

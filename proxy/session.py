@@ -439,8 +439,7 @@ class Session:
     def _check_confirmed(self) -> None:
         """With a return path, a migration is done when the destination says so, not when its stream was sent."""
         if self._rewriter.return_path and self._listener.shut != 0:
-            said = "saying nothing" if self._listener.shut is None else f"with error {self._listener.shut}"
-            raise PeerError("destination", f"ended {said}")
+            raise PeerError("destination", self._listener.ending)
 
     def _explained(self, error: ProxyError) -> str:
         if self._rewriter.postcopy and self._listener.shut is None:

@@ -2,20 +2,23 @@
 
 import pytest
 
-from formats.configuration import StreamConfiguration, read_configuration
+from formats.configuration import read_configuration, true_page_bits
 from formats.errors import MalformedStreamError, UnsupportedFeatureError
+from formats.events import Configuration
 from tests.streams import EOF, be32, configuration, configuration_subsection
 
 UUID = bytes(range(16))
 FULL = configuration("virt-9.9", page_bits=16, capabilities=["xbzrle", "x-ignore-shared"], uuid=UUID)
 
 
-def read(data: bytes, *, take_mapped_ram: bool = False) -> StreamConfiguration | None:
+def read(data: bytes, *, take_mapped_ram: bool = False) -> Configuration | None:
     return read_configuration(memoryview(data), 8, take_mapped_ram=take_mapped_ram)
 
 
 def test_whole_byte_by_byte_and_with_trailing_data() -> None:
-    expected = StreamConfiguration(len(FULL), "virt-9.9", 16, ("xbzrle", "x-ignore-shared"), UUID)
+    expected = Configuration(
+        8, FULL, machine="virt-9.9", page_bits=16, capabilities=("xbzrle", "x-ignore-shared"), uuid=UUID
+    )
     for length in range(len(FULL) + 1):
         assert read(FULL[:length]) is None, "a subsection may follow"
     for trailing in EOF, b"\x01" + bytes(100):
@@ -29,7 +32,7 @@ def test_whole_byte_by_byte_and_with_trailing_data() -> None:
 def test_the_page_size(machine: str, said: int | None, true: int) -> None:
     found = read(configuration(machine, page_bits=said) + EOF)
     assert found is not None
-    assert (found.machine, found.page_bits, found.true_page_bits) == (machine, said, true)
+    assert (found.machine, found.page_bits, true_page_bits(found)) == (machine, said, true)
     assert (found.capabilities, found.uuid) == ((), None)
 
 
