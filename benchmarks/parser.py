@@ -6,8 +6,8 @@ import os
 import time
 from statistics import median
 
-from formats.events import NEED_DATA
-from formats.stream import StreamParser
+from formats.stream.events import NEED_DATA
+from formats.stream.parser import StreamParser
 from tests.streams import be64, short_head
 
 _PAGE = 4096

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from benchmarks.carriers import ROOT, Carrier, Way, carrying, free_port
-from formats.return_path import shut
+from formats.channels.return_path import shut
 from tests.proxy.helpers import live
 from tests.streams import device_state, recorded
 

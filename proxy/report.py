@@ -5,12 +5,12 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from formats.sysreg import format_id
+from formats.arm.sysreg import format_id
 from proxy.errors import ExitCode
-from proxy.judge import Action
+from proxy.judging.judge import Action
 
 if TYPE_CHECKING:
-    from proxy.judge import Verdict
+    from proxy.judging.judge import Verdict
 
 SCHEMA_VERSION = 1
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
-from formats.events import (
+from formats.frame.records import CommandType
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
+from formats.stream.events import (
     NEED_DATA,
     AnyEvent,
     Command,
@@ -15,23 +17,21 @@ from formats.events import (
     PostcopyData,
     Raw,
 )
-from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.records import CommandType
-from formats.removal import without_registers
-from formats.stream import StreamParser
-from formats.vcpus import open_vcpus
-from formats.vmdesc_counts import vmdesc_with_counts
+from formats.stream.parser import StreamParser
+from formats.vmstate.removal import without_registers
+from formats.vmstate.vcpus import open_vcpus
+from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
-from proxy.judge import Action, Judge, Verdict
-from proxy.policy import Mode
+from proxy.judging.judge import Action, Judge, Verdict
+from proxy.judging.policy import Mode
 from proxy.report import Outcome, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from formats.device_state import DeviceSection
-    from formats.register_list import RegisterList
-    from proxy.judge import Registers
+    from formats.arm.register_list import RegisterList
+    from formats.vmstate.locators import DeviceSection
+    from proxy.judging.judge import Registers
 
 NO_RETURN_PATH: Final = (
     "the source opened no return path, so it would give up its guest without knowing that the destination has it; "

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from formats.events import (
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
+from formats.stream.events import (
     NEED_DATA,
     AnyEvent,
     Command,
@@ -26,8 +27,7 @@ from formats.events import (
     SectionBegin,
     SectionFooter,
 )
-from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream import StreamParser
+from formats.stream.parser import StreamParser
 from tests.captures import CAPTURES, read_manifest
 
 NAMES = sorted(one.name for one in read_manifest() if one.saved_on_kvm)

@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from formats.arm.sysreg import describe
 from formats.errors import FormatError
-from formats.sysreg import describe
-from proxy.check import SCHEMA_VERSION, Answer, check
+from proxy.captures.stream_or_profile import read_source
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
-from proxy.explain import what_the_guest_sees
-from proxy.judge import Action, Verdict
+from proxy.judging.check import SCHEMA_VERSION, Answer, check
+from proxy.judging.explain import what_the_guest_sees
+from proxy.judging.judge import Action, Verdict
 from proxy.report import counted
-from proxy.source import read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from formats.errata import Erratum
-    from proxy.judge import Judge
+    from formats.arm.errata import Erratum
+    from proxy.judging.judge import Judge
 
 _WORDS = {
     Action.ACCEPT: "accepted",

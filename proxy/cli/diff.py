@@ -5,25 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from formats.arm.sysreg import Kind, describe
 from formats.errors import FormatError
-from formats.events import DeviceState
-from formats.fields import decode_section
-from formats.sysreg import Kind, describe
-from formats.vcpus import open_vcpus
+from formats.stream.events import DeviceState
+from formats.vmstate.fields import decode_section
+from formats.vmstate.vcpus import open_vcpus
+from proxy.captures.offline import read_events
+from proxy.captures.stream_files import open_stream
+from proxy.captures.stream_or_profile import HostRegisters, read_profile
 from proxy.cli.options import device_state_limit_option
-from proxy.difference import (
+from proxy.errors import ExitCode, exit_code_of
+from proxy.judging.difference import (
     RegisterDifference,
     SectionDifference,
     register_differences,
     section_differences,
 )
-from proxy.errors import ExitCode, exit_code_of
-from proxy.files import open_stream
-from proxy.offline import read_events
-from proxy.source import HostRegisters, read_profile
 
 if TYPE_CHECKING:
-    from formats.fields import DecodedField
+    from formats.vmstate.fields import DecodedField
 
 _OF_THE_GUEST = (Kind.STATE, Kind.TIMER, Kind.COUNTER)
 

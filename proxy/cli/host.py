@@ -5,12 +5,12 @@ import os
 import click
 
 from formats.errors import FormatError
+from proxy.captures.stream_files import complete_file, open_stream
 from proxy.cli.lazy import LazyGroup
 from proxy.cli.options import vcpu_features_option
 from proxy.errors import exit_code_of
-from proxy.files import complete_file, open_stream
-from proxy.host import HostProfile, learn_profile, write_profile
-from proxy.kvm import Feature
+from proxy.hosts.kvm import Feature
+from proxy.hosts.profile import HostProfile, learn_profile, write_profile
 
 
 @click.group("host", cls=LazyGroup, commands_in={"matrix": "proxy.cli.host_matrix"})
@@ -41,7 +41,7 @@ def learn(*, source: str, output: str, description: str | None) -> None:
       (qemu) migrate "exec:cat > rack7.stream"
       vmstate-proxy host learn rack7.stream -o rack7.toml
     """
-    from proxy.offline import read_vcpus
+    from proxy.captures.offline import read_vcpus
 
     with open_stream(source) as stream:
         try:
@@ -67,7 +67,7 @@ def probe(*, output: str, vcpu_features: frozenset[Feature] | None) -> None:
       # For guests without a PMU (-cpu host,pmu=off) on a host with pointer authentication:
       vmstate-proxy host probe -o rack7.toml --vcpu-features PSCI_0_2,PTRAUTH_ADDRESS,PTRAUTH_GENERIC
     """
-    from proxy.probe import probe_host
+    from proxy.hosts.probe import probe_host
 
     _write(probe_host(vcpu_features), output)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
+from proxy.captures.stream_files import complete_file
 from proxy.cli.options import policy_options
 from proxy.cli.progress import counting
 from proxy.errors import ConfigError
-from proxy.files import complete_file
-from proxy.fleet import Fleet, FleetHost, in_short, judge_fleet
-from proxy.host_file import load_profile
-from proxy.policy import Policy
+from proxy.fleet.matrix import Fleet, FleetHost, in_short, judge_fleet
+from proxy.hosts.profile_file import load_profile
+from proxy.judging.policy import Policy
 
 
 @click.command("matrix")
@@ -42,7 +42,7 @@ def command(*, profiles: tuple[str, ...], as_json: bool, html: str | None, polic
     with counting(len(hosts) * (len(hosts) - 1), "pairs") as progress:
         fleet = judge_fleet(hosts, policy, progress)
     if html is not None:
-        from proxy.fleet_page import render
+        from proxy.fleet.page import render
 
         with complete_file(html) as file:
             file.write(render(fleet, f"mode {policy.mode.value}, {len(policy.whitelist)} whitelisted").encode())

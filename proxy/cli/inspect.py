@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from formats.arm.register_list import RegisterList
+from formats.arm.sysreg import describe, format_id
 from formats.errors import FormatError
-from formats.events import (
+from formats.frame.records import CommandType
+from formats.stream.events import (
     AnyEvent,
     Command,
     Configuration,
@@ -19,15 +22,12 @@ from formats.events import (
     SectionBegin,
     SectionFooter,
 )
-from formats.fields import DecodedField, Value, decode_section
-from formats.records import CommandType
-from formats.register_list import RegisterList
-from formats.sysreg import describe, format_id
-from formats.vcpus import open_vcpus
+from formats.vmstate.fields import DecodedField, Value, decode_section
+from formats.vmstate.vcpus import open_vcpus
+from proxy.captures.offline import read_events
+from proxy.captures.stream_files import open_stream
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ConfigError, exit_code_of
-from proxy.files import open_stream
-from proxy.offline import read_events
 
 _TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
 _SHOWN = 16

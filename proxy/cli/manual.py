@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import click
 
 import proxy
+from proxy.captures.stream_files import complete_file
 from proxy.errors import ConfigError
-from proxy.files import complete_file
 
 _AS_IT_IS = "\b"
 """With this, click's help begins a paragraph whose lines stay as they are."""

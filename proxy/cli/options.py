@@ -9,17 +9,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from formats.arm.sysreg import MIDR_EL1, describe
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.sysreg import MIDR_EL1, describe
 from proxy.errors import ConfigError
-from proxy.host import HostProfile
-from proxy.judge import Judge
-from proxy.kvm import Feature
-from proxy.policy import NO_MIDR, Mode, Policy
-from proxy.ports import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
-from proxy.rules import Rule, RuleAction, Rules
-from proxy.whitelist import Pairing
-from proxy.words import droppable_register, invariant_register, parse_midr, parse_source
+from proxy.hosts.kvm import Feature
+from proxy.hosts.profile import HostProfile
+from proxy.judging.judge import Judge
+from proxy.judging.policy import NO_MIDR, Mode, Policy
+from proxy.judging.rules import Rule, RuleAction, Rules
+from proxy.judging.whitelist import Pairing
+from proxy.net.redirection import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
+from proxy.settings.words import droppable_register, invariant_register, parse_midr, parse_source
 
 _MODES = [mode.value for mode in Mode]
 
@@ -184,8 +184,8 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _asking(policy: Policy, features: frozenset[Feature] | None) -> Judge:
     """Return a judge that asks this host's KVM."""
-    from proxy.probe import probe_host
-    from proxy.trial import KernelTrial
+    from proxy.hosts.probe import probe_host
+    from proxy.judging.kernel_trial import KernelTrial
 
     return Judge(policy, probe_host(features), KernelTrial(features))
 
@@ -196,7 +196,7 @@ def _policy(
     if path is None:
         policy = Policy()
     else:
-        from proxy.policy_file import load_policy
+        from proxy.judging.policy_file import load_policy
 
         policy = load_policy(path)
     whitelist = [Pairing("--allow-midr", (parse_source(text, "--allow-midr"),)) for text in _each(midrs)]
@@ -228,7 +228,7 @@ def _destination(path: Path | None, midr: str | None) -> HostProfile | None:
         raise ConfigError(f"--midr: {midr!r} is no processor id; write it as 0x411fd073")
     if path is None:
         return None if value is None else HostProfile("--midr", {MIDR_EL1: value})
-    from proxy.host_file import load_profile
+    from proxy.hosts.profile_file import load_profile
 
     profile = load_profile(path)
     if value is None or profile.midr == value:

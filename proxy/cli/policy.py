@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from proxy.captures.stream_files import complete_file
 from proxy.errors import ConfigError
-from proxy.files import complete_file
 from proxy.stdio import STDIO
 
 
@@ -33,7 +33,7 @@ def init(*, output: str) -> None:
     Example:
       vmstate-proxy policy init policy.toml
     """
-    example = importlib.resources.files("proxy").joinpath("policy_example.toml").read_bytes()
+    example = importlib.resources.files("proxy.judging").joinpath("policy_example.toml").read_bytes()
     if output != STDIO and os.path.lexists(output):
         raise ConfigError(f"{output}: it is there already; remove it first, or choose another name")
     with complete_file(output) as file:
@@ -51,8 +51,8 @@ def check(*, path: Path) -> None:
     Example:
       vmstate-proxy policy check policy.toml
     """
-    from proxy.policy_file import load_policy
-    from proxy.policy_words import in_words
+    from proxy.judging.policy_file import load_policy
+    from proxy.judging.policy_words import in_words
 
     for line in in_words(load_policy(path)):
         click.echo(line)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from proxy.files import StreamFile
+from proxy.captures.stream_files import StreamFile
 
 _WORTH_A_BAR: Final = 256 << 20
 """Bytes; smaller files are done before a bar is read."""

@@ -55,10 +55,10 @@ def command(*, target: str, listen: str, connect: str | None, allow_no_return_pa
     """
     import trio
 
-    from proxy.address import parse_address
-    from proxy.record import record
-    from proxy.recorder import RecordConfig
-    from proxy.recording_file import RecordingFile
+    from proxy.net.address import parse_address
+    from proxy.recording.record import record
+    from proxy.recording.recorder import RecordConfig
+    from proxy.recording.recording_file import RecordingFile
 
     if target == STDIO and as_json:
         raise click.UsageError("OUT and --json cannot both be standard output")

@@ -2,10 +2,10 @@
 
 import click
 
+from proxy.captures.rewriting import holds_mapped_ram
+from proxy.captures.stream_files import open_stream
 from proxy.cli.progress import progress_on
 from proxy.errors import RefusedError
-from proxy.files import open_stream
-from proxy.layout import holds_mapped_ram
 
 
 @click.command("replay")
@@ -43,8 +43,8 @@ def command(*, stream: str, destination: str, rate: float | None, as_json: bool)
     """
     import trio
 
-    from proxy.address import parse_address
-    from proxy.replay import replay
+    from proxy.net.address import parse_address
+    from proxy.recording.replay import replay
 
     address = parse_address(destination)
     with open_stream(stream) as source, progress_on(stream, source) as progress:

@@ -3,13 +3,13 @@
 import click
 
 from formats.errors import FormatError
+from proxy.captures.rewriting import rewrite_in_place, rewrite_to
+from proxy.captures.stream_files import open_stream
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError
-from proxy.files import open_stream
-from proxy.layout import rewrite_in_place, rewrite_to
-from proxy.policy import Mode
+from proxy.judging.policy import Mode
 from proxy.rewriter import Rewriter
 from proxy.stdio import STDIO
 

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from proxy.address import parse_address
-from proxy.binding import bound
 from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
 from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
-from proxy.descriptors import take_all
-from proxy.ports import PortRange
-from proxy.session_config import DEFAULT_VMDESC_WAIT, SessionConfig
+from proxy.live.descriptors import take_all
+from proxy.live.session_config import DEFAULT_VMDESC_WAIT, SessionConfig
+from proxy.net.address import parse_address
+from proxy.net.binding import bound
+from proxy.net.redirection import PortRange
 from proxy.stop_signals import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.binding import Bound
-    from proxy.judge import Registers
-    from proxy.transparent import Redirection
+    from proxy.judging.judge import Registers
+    from proxy.net.binding import Bound
+    from proxy.net.transparent import Redirection
 
 
 @click.command("run")
@@ -125,8 +125,8 @@ def command(
         # Sources can connect; what carries them takes longer to load than all before.
         import trio
 
-        from proxy.relay import Relay
-        from proxy.route import Route
+        from proxy.live.relay import Relay
+        from proxy.net.route import Route
 
         config = SessionConfig(
             route=Route(onward, tls.client),
@@ -141,7 +141,7 @@ def command(
 
 
 def _redirection(ports: PortRange, mark: int, bounds: "Sequence[Bound]") -> "Redirection":
-    from proxy.transparent import Redirection
+    from proxy.net.transparent import Redirection
 
     redirection = Redirection(ports, mark)
     redirection.prepare(bounds)
@@ -149,7 +149,7 @@ def _redirection(ports: PortRange, mark: int, bounds: "Sequence[Bound]") -> "Red
 
 
 def _read_source(name: str) -> "Sequence[Registers]":
-    from proxy.source import read_source
+    from proxy.captures.stream_or_profile import read_source
 
     return read_source(name)
 

@@ -3,8 +3,8 @@
 import click
 
 from proxy.cli.options import mark_option, ports_option
-from proxy.nft_rules import RuleSet, Side, parse_network
-from proxy.ports import PortRange
+from proxy.net.nft_rules import RuleSet, Side, parse_network
+from proxy.net.redirection import PortRange
 
 
 @click.group("transparent")
@@ -70,7 +70,7 @@ def rules(
       # An end to it:
       sudo nft delete table inet vmstate_proxy
     """
-    from proxy.address import TcpAddress, parse_address
+    from proxy.net.address import TcpAddress, parse_address
 
     listening = []
     for text in listen:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import sync_playwright
 
-from formats.sysreg import describe
-from proxy.fleet import FleetHost, judge_fleet
-from proxy.fleet_page import render
-from proxy.host_file import load_profile
-from proxy.policy import Policy
+from formats.arm.sysreg import describe
+from proxy.fleet.matrix import FleetHost, judge_fleet
+from proxy.fleet.page import render
+from proxy.hosts.profile_file import load_profile
+from proxy.judging.policy import Policy
 from tests.captures import CAPTURES
 from tests.proxy.helpers import pairing, rules
 

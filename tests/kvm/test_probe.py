@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.id_fields import differing
-from formats.sysreg import parse_register
-from proxy.host_file import load_profile
+from formats.arm.id_fields import differing
+from formats.arm.sysreg import parse_register
+from proxy.hosts.profile_file import load_profile
 from tests.kvm.helpers import learn
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
 
 if TYPE_CHECKING:
-    from proxy.host import HostProfile
+    from proxy.hosts.profile import HostProfile
     from tests.lab.host import Host
     from tests.lab.pool import Lab
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from proxy.captures.stream_files import complete_file
 from proxy.errors import ProxyError
-from proxy.files import complete_file
 from tests.captures import CAPTURES, MANIFEST, NOTHING, Capture, read_manifest
 from tests.lab.demo import expect, leaves
 from tests.lab.guest import counter_guest

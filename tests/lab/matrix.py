@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from formats.sysreg import describe
-from proxy.host_file import load_profile
+from formats.arm.sysreg import describe
+from proxy.hosts.profile_file import load_profile
 from tests.lab.guest import counter_guest
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.images import SUITES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from formats.events import NEED_DATA, DeviceState
-from formats.stream import StreamParser
-from formats.vcpus import open_vcpus
+from formats.stream.events import NEED_DATA, DeviceState
+from formats.stream.parser import StreamParser
+from formats.vmstate.vcpus import open_vcpus
 from tests.lab.proxy import vmstate_proxy
 from tests.lab.vm import running_vm
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from formats.events import NEED_DATA, DeviceState
-from formats.stream import StreamParser
+from formats.stream.events import NEED_DATA, DeviceState
+from formats.stream.parser import StreamParser
 from tests.lab.guest import E1000_ARGS, hostile_guest
 from tests.lab.proxy import running_proxy
 from tests.lab.tap import open_tap

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from formats.libvirt_save import FORMATS, HEADER_SIZE
+from formats.files.libvirt_save import FORMATS, HEADER_SIZE
 from tests.lab.guest import counter_guest
 from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qemus import other_qemu

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.multifd import HELLO
+from formats.channels.multifd import HELLO
 from tests.lab.guest import counter_guest
 from tests.lab.proxy import running_proxy
 from tests.lab.tap import Ending, Recording, open_tap

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.sysreg import parse_register
+from formats.arm.sysreg import parse_register
 from tests.lab.guest import counter_guest
 from tests.lab.proxy import running_proxy
 from tests.lab.tap import Ending, open_tap

@@ -10,25 +10,25 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from formats.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
-from formats.processors import parse_processors
-from formats.records import RecordType
-from formats.register_list import RegisterList
-from formats.stream import StreamParser
-from formats.sysreg import MIDR_EL1, parse_register
-from proxy.host import HostProfile, learn_profile
-from proxy.judge import Judge
-from proxy.offline import read_vcpus
-from proxy.policy import Mode, Policy
-from proxy.rules import Rule, RuleAction, Rules
-from proxy.whitelist import Pairing
+from formats.arm.processor_sets import parse_processors
+from formats.arm.register_list import RegisterList
+from formats.arm.sysreg import MIDR_EL1, parse_register
+from formats.frame.records import RecordType
+from formats.stream.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
+from formats.stream.parser import StreamParser
+from proxy.captures.offline import read_vcpus
+from proxy.hosts.profile import HostProfile, learn_profile
+from proxy.judging.judge import Judge
+from proxy.judging.policy import Mode, Policy
+from proxy.judging.rules import Rule, RuleAction, Rules
+from proxy.judging.whitelist import Pairing
 from tests.captures import CAPTURES, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from formats.events import AnyEvent
-    from proxy.judge import Trial
+    from formats.stream.events import AnyEvent
+    from proxy.judging.judge import Trial
     from proxy.rewriter import Rewriter
 
 ROOT = CAPTURES.parent

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from formats.sysreg import MIDR_EL1
+from formats.arm.sysreg import MIDR_EL1
 from proxy.errors import ExitCode
-from proxy.judge import Action, Verdict
+from proxy.judging.judge import Action, Verdict
 from proxy.report import Outcome, Report
 from tests.proxy.helpers import R0, R3, REVIDR_EL1
 

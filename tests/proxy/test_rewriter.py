@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.errors import (
     DeviceStateTooLargeError,
     ForeignStreamError,
@@ -20,13 +21,12 @@ from formats.errors import (
     UnknownCpuVersionError,
     UnlocatableSectionError,
 )
-from formats.sysreg import MIDR_EL1, parse_register
-from formats.vcpus import open_vcpus
+from formats.vmstate.vcpus import open_vcpus
+from proxy.captures.offline import rewrite
 from proxy.errors import ExitCode, RefusedError
-from proxy.judge import Action
-from proxy.kvm import KvmError
-from proxy.offline import rewrite
-from proxy.policy import Mode
+from proxy.hosts.kvm import KvmError
+from proxy.judging.judge import Action
+from proxy.judging.policy import Mode
 from proxy.report import Outcome
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import (
@@ -62,7 +62,7 @@ from tests.proxy.helpers import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.judge import Judge
+    from proxy.judging.judge import Judge
 
 SMP2 = "kvm-trixie-a57r0-smp2"
 

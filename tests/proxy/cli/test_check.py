@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.sysreg import parse_register
-from proxy.host import write_profile
+from formats.arm.sysreg import parse_register
+from proxy.hosts.profile import write_profile
 from tests import streams
 from tests.captures import CAPTURES
 from tests.proxy.cli.bad_streams import BROKEN, multifd

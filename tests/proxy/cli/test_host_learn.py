@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.sysreg import MIDR_EL1
+from formats.arm.sysreg import MIDR_EL1
 from tests.captures import CAPTURES
 from tests.proxy.cli.command_line import SMP2, Result
 from tests.proxy.helpers import NAMES, R3, capture, short, with_value

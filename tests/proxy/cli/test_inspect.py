@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.events import SectionBegin, SectionFooter
-from formats.sysreg import MIDR_EL1, Kind, describe
+from formats.arm.sysreg import MIDR_EL1, Kind, describe
+from formats.stream.events import SectionBegin, SectionFooter
 from tests.captures import CAPTURES, read_manifest
 from tests.proxy.cli.command_line import SMP2, Result
 from tests.proxy.helpers import NAMES, capture, device_state, events, live, profile, short, value, without_vmdesc

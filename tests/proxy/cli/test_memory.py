@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.events import SectionBegin
+from formats.stream.events import SectionBegin
 from tests.proxy.cli.command_line import ALLOWED, SMP2
 from tests.proxy.helpers import ROOT, capture, events, short
 

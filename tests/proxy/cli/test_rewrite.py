@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.sysreg import MIDR_EL1
+from formats.arm.sysreg import MIDR_EL1
 from tests.proxy.cli.command_line import ALLOWED, SMP2, Result
 from tests.proxy.helpers import R3, capture, differences, short, value, value_at, with_value
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from formats.sysreg import MIDR_EL1
+from formats.arm.sysreg import MIDR_EL1
 from tests.captures import CAPTURES
 from tests.proxy.cli.command_line import ALLOWED, SMP2, Result, spawn
 from tests.proxy.helpers import R3, capture, device_state, differences, short, with_value

@@ -1,0 +1,34 @@
+"""The arm64 vCPUs in a device state, whose sections were located."""
+
+from typing import TYPE_CHECKING
+
+from formats.vmstate import cpu_section
+
+if TYPE_CHECKING:
+    from formats.arm.register_list import RegisterList
+    from formats.stream.events import DeviceState
+
+
+def open_vcpus(state: "DeviceState") -> "list[RegisterList]":
+    """Open the registers of every arm64 `cpu` section; other architectures' are passed by.
+
+    The lists are views of `state.held`: what is set in them is changed there.
+
+    Raises:
+        UnknownCpuVersionError: An arm64 `cpu` section of a version or layout that is not known.
+        MalformedStreamError: One whose register list is broken.
+    """
+    return [
+        cpu_section.open_registers(
+            state.held,
+            section.body,
+            section.body_end,
+            version=section.version_id,
+            vcpu=section.instance_id,
+            layout=section.layout,
+            offset=state.offset + section.body,
+        )
+        for section in state.sections
+        if section.name == cpu_section.IDSTR
+        and cpu_section.is_arm64(state.held, section.body, section.body_end, section.layout, section.version_id)
+    ]

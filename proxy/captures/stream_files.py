@@ -1,0 +1,332 @@
+"""Streams in files: reading plain or compressed ones, writing output that appears only when it is complete."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import sys
+import tempfile
+import zlib
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from formats.errors import FormatError, MalformedStreamError
+from formats.files import libvirt_save
+from proxy.errors import ConfigError, ProxyError, exit_code_of
+from proxy.stdio import STDIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOT_PACKED: Final = ("raw", "sparse")
+_MAGICS: Final = {b"\xfd7zXZ\x00": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_SUFFIXES: Final = {".xz": "xz", ".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
+_NOTE_SUFFIX: Final = ".unfinished"
+_FILE_URI: Final = "file:"
+_OFFSET_OPTION: Final = ",offset="
+_SIZE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([bkmgtpe]?)", re.IGNORECASE)
+_SIZE_SUFFIXES: Final = "bkmgtpe"
+
+
+class SaveFileError(ProxyError):
+    """A libvirt save file cannot be read, because of what its header says."""
+
+    def __init__(self, name: str, error: FormatError) -> None:
+        super().__init__(f"{name}: {error}")
+        self.exit_code = exit_code_of(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What stands before a stream in a libvirt save file, and how the stream is packed after it."""
+
+    head: bytes
+    packing: str
+
+
+class StreamFile(io.RawIOBase):
+    """A captured stream that is read, with errors that name it.
+
+    It is unbuffered below: a buffered reader would fill the whole of a buffer from a slow pipe, deaf to signals.
+
+    Attributes:
+        name: What it was opened as.
+        start: Where in the file the stream begins, in bytes; None where the file does not hold it as it is.
+        envelope: What stood before the stream in a libvirt save file; None for a capture.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: Any,  # noqa: ANN401
+        below: Any = None,  # noqa: ANN401
+        envelope: Envelope | None = None,
+        start: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.envelope = envelope
+        self.start = start
+        self._file = file
+        self._below = file if below is None else below
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the file itself have been read, packed as they are; 0 where that cannot be told."""
+        try:
+            position: int = self._below.tell()
+        except OSError:
+            return 0
+        return position
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell whether the file holds the stream as it is, so that it can be stepped over parts of it."""
+        return self.start is not None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place in the file; offsets count from the start of the file, not of the stream."""
+        place: int = self._file.seek(offset, whence)
+        return place
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        descriptor: int = self._below.fileno()
+        return descriptor
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        """Read into a buffer; 0 is the end.
+
+        Raises:
+            ProxyError: It cannot be read on, or unpacked.
+        """
+        try:
+            length: int = self._file.readinto(buffer)
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise ProxyError(f"{self.name}: {getattr(error, 'strerror', None) or error}") from error
+        return length
+
+
+@contextmanager
+def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
+    """Open a captured stream for reading; `-` is standard input.
+
+    Files packed with xz, gzip, bzip2 or zstd are unpacked on the way, and so is the stream in a libvirt save file.
+
+    Args:
+        name: The file. As for QEMU, `file:PATH,offset=N` is a stream that begins N bytes into a file.
+        update: Whether the file is to be written, too.
+
+    Raises:
+        ConfigError: It cannot be opened, or a rewrite of it broke off, and it is not opened to finish that.
+        SaveFileError: It is a libvirt save file that cannot be read.
+    """
+    if name == STDIO:
+        yield StreamFile(name, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
+        return
+    path, offset = file_and_offset(name)
+    if not update and os.path.exists(note_of(path)):
+        raise ConfigError(
+            f"{name}: a rewrite --in-place of it broke off, and it is half the old and half the new; run that again, "
+            f"which finishes it ({note_of(path)} has the rest)"
+        )
+    try:
+        file = open(path, "r+b" if update else "rb", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    with file:
+        yield _opened(name, file, offset)
+
+
+def note_of(path: str) -> str:
+    """Return the name of the note that is kept beside a file while it is changed (`proxy.captures.in_place`)."""
+    return os.path.realpath(path) + _NOTE_SUFFIX
+
+
+def file_and_offset(name: str) -> tuple[str, int]:
+    """Return the path that a name stands for, and where in that file the stream begins.
+
+    Source: QEMU `migration/file.c` (`file_parse_offset`), `util/cutils.c` (`qemu_strtosz`; no fractions here).
+
+    Raises:
+        ConfigError: The offset is no number of bytes.
+    """
+    if not name.startswith(_FILE_URI):
+        return name, 0
+    path, option, offset = name.removeprefix(_FILE_URI).partition(_OFFSET_OPTION)
+    if not option:
+        return path, 0
+    size = _SIZE.fullmatch(offset)
+    if size is None:
+        raise ConfigError(f"{name}: offset {offset!r} is no number of bytes, such as 4096, 0x1000 or 1M")
+    return path, int(size[1], 0) << 10 * _SIZE_SUFFIXES.index(size[2].lower() or "b")
+
+
+def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
+    if not file.seekable():
+        if offset:
+            raise ConfigError(f"{name}: what is no file has no offset")
+        return StreamFile(name, file)
+    try:
+        file.seek(offset)
+        start = file.read(libvirt_save.HEADER_SIZE)
+        if libvirt_save.is_save_file(start):
+            header = libvirt_save.parse_header(start)
+            rest = file.read(header.data_length)
+            if len(rest) < header.data_length:
+                raise MalformedStreamError("this libvirt save file ends within its XML", offset=len(start) + len(rest))
+            return _stream_file(name, header.format, file, Envelope(start + rest, header.format))
+        file.seek(offset)
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    except FormatError as error:
+        raise SaveFileError(name, error) from error
+    packing = next((kind for magic, kind in _MAGICS.items() if start.startswith(magic)), "raw")
+    return _stream_file(name, packing, file, None)
+
+
+def _stream_file(name: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:
+    start = file.tell() if packing in NOT_PACKED else None
+    return StreamFile(name, _unpacker(packing, file), file, envelope, start)
+
+
+def _unpacker(packing: str, file: io.FileIO) -> Any:  # noqa: ANN401
+    match packing:
+        case "xz":
+            return lzma.LZMAFile(file)
+        case "gzip":
+            return gzip.GzipFile(fileobj=file)
+        case "bzip2":
+            return bz2.BZ2File(file)
+        case "zstd":
+            return _ZstdFile(file)
+        case _:
+            return file
+
+
+class _ZstdFile:
+    """Unpacks zstd; the library is loaded when there is such a file."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        import zstandard
+
+        self._error = zstandard.ZstdError
+        self._reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        try:
+            return int(self._reader.readinto(buffer))
+        except self._error as error:
+            raise OSError(f"it cannot be unpacked: {error}") from error
+
+
+@contextmanager
+def packing_file(name: str, envelope: Envelope | None = None) -> "Iterator[IO[bytes]]":
+    """Open a file for a stream; it takes its name only when the block ends without an error.
+
+    Args:
+        name: The file; .xz, .gz, .bz2 and .zst say how it is packed. `-` is standard output.
+        envelope: What stands before the stream, and says how it is packed instead; None for a plain capture.
+
+    Raises:
+        ConfigError: It cannot be created.
+        ProxyError: It cannot be written.
+    """
+    with complete_file(name) as file:
+        if envelope is not None:
+            file.write(envelope.head)
+            packing = envelope.packing
+        else:
+            packing = packing_of(name)
+        with _packer(packing, file) as packer:
+            yield packer
+
+
+def packing_of(name: str) -> str:
+    """Return how a file of that name is packed; `raw`: not at all."""
+    return _SUFFIXES.get(os.path.splitext(name)[1], "raw")
+
+
+def _packer(packing: str, file: IO[bytes]) -> Any:  # noqa: ANN401
+    match packing:
+        case "xz":
+            return lzma.LZMAFile(file, "wb")
+        case "gzip":
+            return gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0)
+        case "bzip2":
+            return bz2.BZ2File(file, "wb")
+        case "zstd":
+            import zstandard
+
+            return zstandard.ZstdCompressor().stream_writer(file, closefd=False)
+        case _:
+            return nullcontext(file)
+
+
+@contextmanager
+def complete_file(name: str) -> "Iterator[IO[bytes]]":
+    """Open a file that takes its name only when the block ends without an error.
+
+    Standard output, as `-`, and what is no regular file are written as it goes.
+
+    Raises:
+        ConfigError: It cannot be created.
+        ProxyError: It cannot be written.
+    """
+    if name == STDIO:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = _destination(name)
+    try:
+        if path.exists() and not path.is_file():
+            file, temporary = open(path, "wb"), None  # noqa: SIM115
+        else:
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            file = open(descriptor, "wb")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    try:
+        with _writing(name):
+            with file:
+                yield file
+                if temporary is not None:
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if temporary is not None:
+                os.replace(temporary, path)
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _destination(name: str) -> Path:
+    """Follow links to the file that is to be written."""
+    try:
+        return Path(name).resolve()
+    except (OSError, RuntimeError) as error:
+        # A loop of links is a RuntimeError before Python 3.13.
+        raise ConfigError(f"{name}: {error}") from error
+
+
+@contextmanager
+def _writing(name: str) -> "Iterator[None]":
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ProxyError(f"{name}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,84 @@
+"""What may come: the vCPUs of a captured stream, or one of a guest that starts on a host that has a profile."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from formats.frame.records import MAGIC
+from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
+from proxy.captures.offline import read_vcpus
+from proxy.captures.stream_files import open_stream
+from proxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from proxy.hosts.profile import HostProfile
+    from proxy.judging.judge import Registers
+
+_PROFILE_MARK: Final = b"schema_version"
+_HEAD: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HostRegisters:
+    """The registers of a vCPU that starts on a host: known where they belong to the host, not where to the guest."""
+
+    profile: "HostProfile"
+    vcpu: int = 0
+
+    def get(self, register_id: int, /) -> int | None:
+        """Return the host's value; None where it belongs to the guest."""
+        return self.profile.values.get(register_id)
+
+    def items(self) -> Iterator[tuple[int, int | None]]:
+        """Yield (id, value) in ascending order of the ids."""
+        for register in sorted(self.profile.values.keys() | (self.profile.others or frozenset())):
+            yield register, self.get(register)
+
+    def __contains__(self, register_id: int, /) -> bool:
+        return not self.profile.lacks(register_id)
+
+
+def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Sequence[Registers]":
+    """Return the vCPUs of a file that is a stream or a host profile; the latter has one.
+
+    Args:
+        name: The file; `-`, and what is no regular file, is a stream.
+        device_state_limit: Bytes of device state held at most.
+
+    Raises:
+        ConfigError: It cannot be opened, or is a broken profile, or one that lists no registers.
+        ProxyError: It cannot be read.
+        FormatError: It is no stream, or a broken one.
+    """
+    profile = read_profile(name)
+    if profile is not None:
+        if profile.others is None:
+            raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
+        return [HostRegisters(profile)]
+    with open_stream(name) as stream:
+        return read_vcpus(stream, device_state_limit=device_state_limit)
+
+
+def read_profile(name: str) -> "HostProfile | None":
+    """Return the profile in a file; None when it is something else, such as a stream.
+
+    Raises:
+        ConfigError: It cannot be opened, or is a broken profile.
+    """
+    if not _is_profile(name):
+        return None
+    from proxy.hosts.profile_file import load_profile
+
+    return load_profile(Path(name))
+
+
+def _is_profile(name: str) -> bool:
+    if not os.path.isfile(name):
+        return False  # what a pipe gives, it gives once
+    head = bytearray(_HEAD)
+    with open_stream(name) as file:
+        length = file.readinto(head)
+    # A guest's memory holds anything, and may stand near the beginning of a stream.
+    return not head.startswith(MAGIC) and _PROFILE_MARK in head[:length]

@@ -1,0 +1,117 @@
+"""Whether a guest can go to a destination: the judge's answer, put together for people and for schedulers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from formats.arm.sysreg import MIDR_EL1, describe
+from proxy.captures.stream_or_profile import HostRegisters
+from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
+from proxy.judging.judge import Action, Judge, Registers, Verdict
+from proxy.report import verdict_as_dict
+
+if TYPE_CHECKING:
+    from formats.arm.errata import Erratum
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a check.
+
+    Attributes:
+        verdicts: The verdicts on all vCPUs.
+        vcpus: How many there are.
+        same: The registers that are equal on both sides, in every vCPU, by id.
+        direct: Whether the destination takes the guest without the proxy.
+        lost: The features of which the destination has less than the guest was told.
+        differences: In what else the hosts differ.
+        errata: How the processors' errata differ.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    vcpus: int
+    same: tuple[int, ...]
+    direct: bool
+    lost: tuple[str, ...]
+    differences: tuple[str, ...]
+    errata: Errata
+
+    @property
+    def goes(self) -> bool:
+        """Whether the guest can go through the proxy."""
+        return all(verdict.action is not Action.REFUSE for verdict in self.verdicts)
+
+    @property
+    def options(self) -> list[str]:
+        """The options that would allow what is refused, as far as options can."""
+        names: dict[str, dict[str, None]] = {}
+        for verdict in self.verdicts:
+            if verdict.option:
+                option, _, name = verdict.option.partition(" ")
+                names.setdefault(option, {})[name] = None
+        return [f"{option} {','.join(found)}" for option, found in names.items()]
+
+    def registers(self, action: Action) -> list[int]:
+        """Return the registers that an action is taken on, by id, in the order of the verdicts."""
+        return list(dict.fromkeys(verdict.register for verdict in self.verdicts if verdict.action is action))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer as it goes into JSON."""
+        return {
+            "direct": self.direct,
+            "goes": self.goes,
+            "vcpus": self.vcpus,
+            "same": [describe(register).name for register in self.same],
+            "verdicts": [
+                verdict_as_dict(verdict)
+                | {"guest_sees": what_the_guest_sees(verdict), "option": verdict.option or None}
+                for verdict in self.verdicts
+            ],
+            "lost_features": list(self.lost),
+            "host_differences": list(self.differences),
+            "errata": {
+                "new": [_erratum(erratum, self.errata) for erratum in self.errata.new],
+                "gone": [_erratum(erratum, self.errata) for erratum in self.errata.gone],
+            },
+        }
+
+
+def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
+    """Judge all vCPUs of a guest.
+
+    Args:
+        judge: Knows the destination.
+        vcpus: Those of a stream, or one that starts on a host.
+    """
+    assert judge.host is not None
+    verdicts = [verdict for registers in vcpus for verdict in judge.judge(registers)]
+    judged = {verdict.register for verdict in verdicts}
+    equal = {
+        register
+        for registers in vcpus
+        for register, value in registers.items()
+        if value is not None and judge.host.values.get(register) == value and register not in judged
+    }
+    midr = next((registers.get(MIDR_EL1) for registers in vcpus), None)
+    profile = next((registers.profile for registers in vcpus if isinstance(registers, HostRegisters)), None)
+    return Answer(
+        verdicts=tuple(verdicts),
+        vcpus=len(vcpus),
+        same=tuple(sorted(equal)),
+        direct=not any(judge.refused(registers.items()) for registers in vcpus),
+        lost=tuple(lost_features(verdicts)),
+        differences=() if profile is None else tuple(host_differences(profile, judge.host)),
+        errata=compare_errata(midr, judge.host.midr),
+    )
+
+
+def _erratum(erratum: "Erratum", errata: Errata) -> dict[str, Any]:
+    return {
+        "name": str(erratum),
+        "summary": erratum.summary,
+        "scope": erratum.scope.value,
+        "workaround": erratum.workaround,
+        "unguarded": erratum in errata.unguarded,
+    }

@@ -1,0 +1,99 @@
+"""What verdicts mean for a guest and for who runs it: fields, what the guest reads, features, errata."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from formats.arm.errata import Erratum, new_errata, unguarded_errata
+from formats.arm.id_fields import IdField, Order
+from formats.arm.sysreg import MIDR_EL1
+from proxy.judging.judge import Action, Verdict
+
+if TYPE_CHECKING:
+    from proxy.hosts.profile import HostProfile
+
+
+def what_the_guest_sees(verdict: Verdict) -> str | None:
+    """Say what a swap means for the guest; None for what is not swapped.
+
+    KVM gives the guest the processor's own MIDR_EL1 (VPIDR_EL2), whatever the stream said; reads of the other ID
+    registers trap, and give what the stream said (Linux `arch/arm64/kvm/sys_regs.c`, HCR_EL2.TID1 to TID3).
+    """
+    if verdict.action is not Action.SWAP:
+        return None
+    if verdict.register == MIDR_EL1:
+        return "the guest cannot see the swap: it reads the processor's own value on either host"
+    texts = [
+        f"{field.name} {_number(field, verdict.new)} instead of {_number(field, verdict.old)}"
+        for field in verdict.fields
+    ]
+    return f"the guest will read {', '.join(texts)}"
+
+
+def lost_features(verdicts: Iterable[Verdict]) -> list[str]:
+    """Name the features of which the destination has less than the guest was told: `ID_AA64PFR0_EL1.CSV2 1 -> 0`."""
+    lost: dict[str, None] = {}
+    for verdict in verdicts:
+        if verdict.old is None or verdict.new is None or verdict.action is Action.ACCEPT:
+            continue
+        for field in verdict.fields:
+            old, new = field.value(verdict.old), field.value(verdict.new)
+            if field.order is Order.LOWER_SAFE and new < old:
+                lost[f"{verdict.name}.{field.name} {old} -> {new}"] = None
+    return list(lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Errata:
+    """How the errata of two processors differ.
+
+    Attributes:
+        new: Those that only the destination has.
+        gone: Those that only the source has.
+        unguarded: Those of `new` against which a guest that started on the source has no workaround on.
+    """
+
+    new: tuple[Erratum, ...] = ()
+    gone: tuple[Erratum, ...] = ()
+    unguarded: tuple[Erratum, ...] = ()
+
+
+def compare_errata(source: int | None, destination: int | None) -> Errata:
+    """Compare the errata of two processors, given by MIDR_EL1; nothing is known where one is not given."""
+    if source is None or destination is None or source == destination:
+        return Errata()
+    return Errata(
+        new_errata(source, destination), new_errata(destination, source), unguarded_errata(source, destination)
+    )
+
+
+def host_differences(source: "HostProfile", destination: "HostProfile") -> list[str]:
+    """Say in what two hosts differ beside their registers: vCPU features, and the timer's frequency."""
+    differences = []
+    if source.vcpu_features is not None and destination.vcpu_features is not None:
+        only = sorted(set(source.vcpu_features) - set(destination.vcpu_features))
+        if only:
+            differences.append(f"vCPU features that the destination's vCPUs lack: {', '.join(only)}")
+        only = sorted(set(destination.vcpu_features) - set(source.vcpu_features))
+        if only:
+            differences.append(f"vCPU features that only the destination's vCPUs have: {', '.join(only)}")
+    if source.sve_vector_lengths is not None and destination.sve_vector_lengths is not None:
+        missing = sorted(set(source.sve_vector_lengths) - set(destination.sve_vector_lengths))
+        if missing:
+            differences.append(
+                f"DANGER: the destination has no SVE vectors of {', '.join(map(str, missing))} bytes; a guest that "
+                "uses them loses what they hold"
+            )
+    here, there = source.timer_frequency, destination.timer_frequency
+    if here is not None and there is not None and here != there:
+        differences.append(
+            f"DANGER: the timer runs at {here} Hz on the source and {there} Hz on the destination; the guest took the "
+            "frequency at boot, and its clock will be wrong. No register of the stream can mend that"
+        )
+    return differences
+
+
+def _number(field: IdField, value: int | None) -> str:
+    assert value is not None
+    number = field.value(value)
+    return f"{number:#x}" if field.width > 4 else str(number)

@@ -1,0 +1,292 @@
+"""Judging: policy, destination and the source's registers in, verdicts out."""
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from formats.arm.id_fields import IdField, differing, fields_of
+from formats.arm.midr import parse_midr_el1
+from formats.arm.sysreg import MIDR_EL1, Kind, describe
+from proxy.judging.harmless import harmless
+from proxy.judging.policy import NO_MIDR, Mode, Policy
+from proxy.judging.profile_acceptance import NO_SUCH_REGISTER, refused_by
+from proxy.judging.register_comparison import Comparison
+from proxy.judging.rules import RuleAction
+from proxy.judging.whitelist import pairing_for
+
+if TYPE_CHECKING:
+    from proxy.hosts.profile import HostProfile
+
+
+_MOST_KNOWN: Final = 256
+"""vCPUs of so many kinds, that is with so many different registers, are remembered."""
+
+
+class Registers(Protocol):
+    """One vCPU's registers: those of a stream (`RegisterList`), or of one that starts on a host (`HostRegisters`)."""
+
+    @property
+    def vcpu(self) -> int:
+        """The vCPU's index."""
+
+    def get(self, register_id: int, /) -> int | None:
+        """Return a register's value; None when there is none, or it is not known."""
+
+    def items(self) -> Iterable[tuple[int, int | None]]:
+        """Yield (id, value) in ascending order of the ids."""
+
+    def __contains__(self, register_id: int, /) -> bool: ...
+
+
+class Trial(Protocol):
+    """Something that can tell which registers the destination does not take; see `proxy.judging.kernel_trial`."""
+
+    def refused(self, registers: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
+        """Tell which are refused, and why, by register id."""
+
+
+class Action(enum.Enum):
+    """What becomes of a register."""
+
+    ACCEPT = "accept"
+    """It differs from the destination's own, which takes it as it is."""
+    SWAP = "swap"
+    """It takes the destination's value."""
+    DROP = "drop"
+    """It is left out, for the destination does not have it."""
+    REFUSE = "refuse"
+    """It ends the migration."""
+
+
+class Verdict(NamedTuple):
+    """What becomes of one register of one vCPU; registers that are equal on both sides have none.
+
+    Attributes:
+        vcpu: The vCPU's index.
+        register: The register's id.
+        action: What becomes of it.
+        old: The source's value; None when the stream does not hold the register.
+        new: The destination's value; None when it has none, or it is not known.
+        rule: What allows a swap or drop, or why it is refused.
+        why: Why the destination does not take the register as it is; empty when it does.
+        advice: What to do about a refusal; empty when nothing can be done here.
+        option: The option that would allow it, as `--allow-register CTR_EL0`; empty when none would.
+    """
+
+    vcpu: int
+    register: int
+    action: Action
+    old: int | None
+    new: int | None
+    rule: str
+    why: str = ""
+    advice: str = ""
+    option: str = ""
+
+    @property
+    def name(self) -> str:
+        """The register's name."""
+        return describe(self.register).name
+
+    @property
+    def fields(self) -> list[IdField]:
+        """The fields in which source and destination differ; none for what is no ID register, or has no value."""
+        if self.old is None or self.new is None or not describe(self.register).invariant:
+            return []
+        return differing(self.register, self.old, self.new)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Knows the destination and the policy.
+
+    Attributes:
+        policy: What the operator vouches for.
+        host: The destination; None when nothing is known of it, which only observing may be content with.
+        trial: The destination's own kernel; None to tell from `host` what it takes.
+    """
+
+    policy: Policy
+    host: "HostProfile | None"
+    trial: Trial | None = None
+    _comparison: Comparison | None = field(init=False, repr=False, compare=False, default=None)
+    _known: dict[tuple[object, ...], list[Verdict]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.host is not None:
+            object.__setattr__(self, "_comparison", Comparison(self.host))
+
+    def refused(self, registers: Iterable[tuple[int, int | None]]) -> dict[int, str]:
+        """Tell which registers of a vCPU the destination does not take as they are, and why, by id."""
+        if self.trial is not None:
+            return self.trial.refused(registers)
+        return {} if self.host is None else refused_by(self.host, registers)
+
+    def prepare(self) -> None:
+        """Load the tables that verdicts need, so that no guest stands while they are read."""
+        fields_of(MIDR_EL1)
+        harmless()
+
+    def judge(self, registers: Registers) -> list[Verdict]:
+        """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""
+        if self.host is None or self._comparison is None:
+            return []
+        if self.trial is None:
+            # A profile only has words for those that differ from its own.
+            return self._recalled(registers, self._comparison.differing(registers), self.host)
+        looked_at = list(registers.items())
+        verdicts = list(self._verdicts(registers, looked_at, self.host, self.refused(looked_at)))
+        if all(verdict.action is not Action.REFUSE for verdict in verdicts):
+            verdicts += self._still_refused(registers, verdicts)
+        return verdicts
+
+    def _recalled(
+        self, registers: Registers, looked_at: list[tuple[int, int | None]], host: "HostProfile"
+    ) -> list[Verdict]:
+        """Judge by the profile; vCPUs that are alike in all that counts are judged once, for the guest stands."""
+        conditions = [one.of for register, _ in looked_at if (one := harmless().get(register)) is not None]
+        read = ((register in registers, registers.get(register)) for register in (MIDR_EL1, *conditions))
+        alike = tuple(looked_at), tuple(read)
+        verdicts = self._known.get(alike)
+        if verdicts is None:
+            verdicts = list(self._verdicts(registers, looked_at, host, self.refused(looked_at)))
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[alike] = verdicts
+        return [verdict._replace(vcpu=registers.vcpu) for verdict in verdicts]
+
+    def _verdicts(
+        self,
+        registers: Registers,
+        looked_at: list[tuple[int, int | None]],
+        host: "HostProfile",
+        refused: dict[int, str],
+    ) -> Iterator[Verdict]:
+        processor = self._processor(registers, host)
+        if processor is not None:
+            yield processor
+        for register, value in looked_at:
+            why = refused.get(register)
+            own = host.values.get(register)
+            if register == MIDR_EL1 and processor is not None:
+                continue
+            if why == NO_SUCH_REGISTER:
+                yield self._missing(registers, register, value)
+            elif own is None or value is None or own == value:
+                if why is not None:
+                    rule = _OWN if own == value else _NO_WAY
+                    yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, rule, why)
+            else:
+                yield self._difference(registers.vcpu, register, value, own, why)
+
+    def _processor(self, registers: Registers, host: "HostProfile") -> Verdict | None:
+        """Refuse a source processor that is neither the destination's own nor whitelisted."""
+        midr = registers.get(MIDR_EL1)
+        if midr == host.midr or pairing_for(self.policy.whitelist, midr, host.midr) is not None:
+            return None
+        if midr is None:
+            what = "the stream holds no processor id (a TCG guest)"
+        else:
+            what = f"processor id {midr:#x} ({parse_midr_el1(midr)})"
+        listed = ", ".join(map(str, self.policy.whitelist)) or "nothing"
+        word = NO_MIDR if midr is None else f"{midr:#x}"
+        return Verdict(
+            registers.vcpu,
+            MIDR_EL1,
+            Action.REFUSE,
+            midr,
+            host.midr,
+            f"{what}, and the whitelist has {listed}",
+            advice="if that processor is close enough to the destination's, add it: "
+            f'--allow-midr {word}, or whitelist.midr = ["{word}"] in the policy',
+            option=f"--allow-midr {word}",
+        )
+
+    def _missing(self, registers: Registers, register: int, value: int | None) -> Verdict:
+        """Judge a register that the destination does not have: its QEMU would not load the list."""
+
+        def verdict(action: Action, rule: str) -> Verdict:
+            return Verdict(registers.vcpu, register, action, value, None, rule, NO_SUCH_REGISTER)
+
+        entry = harmless().get(register)
+        if entry is not None and self.policy.drop_harmless:
+            holds = entry.holds(registers.get)
+            if holds:
+                return verdict(Action.DROP, f"harmless: {entry.reason}")
+            if holds is None and entry.of in registers:
+                return verdict(Action.DROP, f"harmless if {entry.condition} then: {entry.reason}")
+        kind = describe(register).kind
+        if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
+            return verdict(Action.REFUSE, _FIRMWARE)
+        rule = self.policy.rules.for_register(register)
+        if rule is not None and rule.action is RuleAction.DROP:
+            return verdict(Action.DROP, str(rule))
+        option = f"--allow-drop {describe(register).name}"
+        return verdict(Action.REFUSE, "the destination's QEMU does not load a list with it")._replace(
+            advice=f"if the guest can do without, list it: {option}, or registers.drop in the policy; or use a source "
+            "with the same kernel and features",
+            option=option,
+        )
+
+    def _difference(self, vcpu: int, register: int, old: int, new: int, why: str | None) -> Verdict:
+        """Judge a register that the destination has with another value; `why` it does not take it, if it does not."""
+
+        def verdict(action: Action, rule: str) -> Verdict:
+            return Verdict(vcpu, register, action, old, new, rule, why or "")
+
+        fields = [one.name for one in differing(register, old, new)]
+        rules = {name: self.policy.rules.for_field(register, name) for name in fields}
+        strict = next((rule for rule in rules.values() if rule and rule.action is RuleAction.REFUSE), None)
+        if strict is not None:
+            return verdict(Action.REFUSE, f"{strict}: it has to be the same on both sides")
+        kept = next((rule for rule in rules.values() if rule and rule.action is RuleAction.KEEP), None)
+        invariant = describe(register).invariant
+        if why is None and (kept is not None or not invariant or self.policy.mode is not Mode.BLIND):
+            return verdict(Action.ACCEPT, "the destination takes it")
+        if kept is not None:
+            return verdict(Action.REFUSE, f"{kept}: it keeps its value, which the destination does not take")
+        swaps = {name: rule for name, rule in rules.items() if rule is not None and rule.action is RuleAction.SWAP}
+        if invariant and self.policy.mode is Mode.BLIND:
+            return verdict(Action.SWAP, "mode blind")
+        if len(swaps) < len(rules) or not rules:
+            return _unlisted(verdict(Action.REFUSE, ""), [name for name in fields if name not in swaps])
+        pairing = pairing_for(self.policy.whitelist, old, new) if register == MIDR_EL1 else None
+        if pairing is not None:
+            return verdict(Action.SWAP, pairing.rule(old))
+        return verdict(Action.SWAP, "; ".join(dict.fromkeys(map(str, swaps.values()))))
+
+    def _still_refused(self, registers: Registers, verdicts: list[Verdict]) -> Iterator[Verdict]:
+        """Try what would go on; a kernel may refuse a register for the sake of another."""
+        changed = {verdict.register: verdict for verdict in verdicts if verdict.action in (Action.SWAP, Action.DROP)}
+        if not changed:
+            return
+        repaired = [
+            (register, changed[register].new if register in changed else value)
+            for register, value in registers.items()
+            if register not in changed or changed[register].action is Action.SWAP
+        ]
+        for register, why in self.refused(repaired).items():
+            yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _STILL, why)
+
+
+_OWN = "the destination does not take even its own value; it may have changed since it was probed"
+_STILL = "the destination does not take it once the changes are made; no rule can change that"
+_NO_WAY = "the destination does not take the guest's own state; no rule can change that"
+_FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"
+
+
+def _unlisted(verdict: Verdict, fields: list[str]) -> Verdict:
+    """Say that no rule lets these fields of a register change, and what would."""
+    register = describe(verdict.register)
+    if register.kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
+        return verdict._replace(rule=_FIRMWARE)
+    if not register.invariant:
+        return verdict._replace(rule=_NO_WAY)
+    option = f"--allow-register {register.name}"
+    return verdict._replace(
+        rule=f"{verdict.old:#x} on the source and {verdict.new:#x} on the destination, and the policy does not list "
+        f"{', '.join(fields)}",
+        advice=f"if the guest can do with that, list it: {option}, or registers.swap in the policy",
+        option=option,
+    )

@@ -1,0 +1,110 @@
+"""What a destination's KVM takes, as far as its profile tells: its values, its writable masks, its register list.
+
+The destination's own kernel knows better where it can be asked (`kernel_trial`). Where a profile leaves it open, as one
+learned from a stream leaves the writable masks, a register is taken to be fixed.
+Source: Linux `arch/arm64/kvm/sys_regs.c` (`set_id_reg`, `set_clidr`, `set_ccsidr`) and `arch/arm64/kvm/hypercalls.c`
+(`kvm_arm_set_fw_reg`, `kvm_arm_set_fw_reg_bmap`); 6.1 and 6.12 answer so.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from formats.arm.id_fields import refused_fields
+from formats.arm.sysreg import Kind, describe, parse_register
+
+if TYPE_CHECKING:
+    from proxy.hosts.profile import HostProfile
+
+NO_SUCH_REGISTER: Final = "the destination has no such register"
+
+_CLIDR: Final = parse_register("CLIDR_EL1")
+_CTR: Final = parse_register("CTR_EL0")
+_FIRST_CCSIDR: Final = parse_register("CCSIDR_EL1[0]")
+_LAST_CCSIDR: Final = parse_register("CCSIDR_EL1[13]")
+_CLIDR_BITS: Final = (1 << 47) - 1
+
+_LEVELS: Final = {
+    parse_register("KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1"): ("NOT_AVAIL", "AVAIL", "NOT_REQUIRED"),
+    parse_register("KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_2"): ("NOT_AVAIL", "UNKNOWN", "AVAIL", "NOT_REQUIRED"),
+    parse_register("KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_3"): ("NOT_AVAIL", "AVAIL", "NOT_REQUIRED"),
+}
+"""What the low four bits of a mitigation register say (`arch/arm64/include/uapi/asm/kvm.h`), in rising order."""
+
+_WORKAROUND_2: Final = parse_register("KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_2")
+_UNKNOWN, _AVAIL = 1, 2
+
+
+def refused_by(host: "HostProfile", registers: Iterable[tuple[int, int | None]]) -> dict[int, str]:
+    """Tell which registers a host does not take, and why, by register id.
+
+    Args:
+        host: The destination.
+        registers: Ids and values of one vCPU; None for a value that is not known, which is taken to be fine.
+    """
+    refused = {}
+    for register, value in registers:
+        if host.lacks(register):
+            refused[register] = NO_SUCH_REGISTER
+            continue
+        own = host.values.get(register)
+        if own is None or value is None or own == value:
+            continue
+        why = _refusal(host, register, value, own)
+        if why is not None:
+            refused[register] = why
+    return refused
+
+
+def _refusal(host: "HostProfile", register: int, value: int, own: int) -> str | None:
+    match describe(register).kind:
+        case Kind.FIRMWARE:
+            return _lost_level(register, value, own)
+        case Kind.FEATURE_BITMAP:
+            missing = value & ~own
+            return f"the destination does not offer the hypercalls of bits {missing:#x}" if missing else None
+        case Kind.CACHE_ID:
+            return None if _takes_ccsidr(host, register, value) else f"fixed, {own:#x} on the destination"
+        case Kind.IDENTIFICATION if register == _CLIDR:
+            return None if _takes_clidr(host, value) else f"the destination does not take it in place of {own:#x}"
+        case Kind.IDENTIFICATION:
+            fields = refused_fields(register, value, own, (host.writable or {}).get(register, 0))
+            what = ", ".join(f"{field.name} {field.value(value)} -> {field.value(own)}" for field in fields)
+            return what or None
+        case _:
+            return None
+
+
+def _lost_level(register: int, value: int, own: int) -> str | None:
+    """Tell what the guest would lose; a mitigation's level may be raised by a migration, never lowered."""
+    levels = _LEVELS.get(register)
+    if levels is None:
+        return f"{value:#x} on the source, {own:#x} on the destination" if value > own else None
+    here, there = value & 0xF, own & 0xF
+    lost = here > there
+    if register == _WORKAROUND_2:
+        # KVM deals with two states only: there is nothing to do about SSBD, or the guest is told how.
+        lost = here >= len(levels) or (here >= _AVAIL and there <= _UNKNOWN)
+    if not lost:
+        return None
+    names = [levels[level] if level < len(levels) else str(level) for level in (here, there)]
+    return f"the guest would lose a mitigation: {names[0]} on the source, {names[1]} on the destination"
+
+
+def _free_cache_ids(host: "HostProfile") -> bool:
+    """Whether KVM lets the VMM describe the caches: since Linux 6.3, which lists CCSIDRs that the host has not."""
+    return host.values.keys() >= set(range(_FIRST_CCSIDR, _LAST_CCSIDR + 1))
+
+
+def _takes_ccsidr(host: "HostProfile", register: int, value: int) -> bool:
+    """`set_ccsidr`: lines no shorter than CTR_EL0 says, of instructions for odd indexes."""
+    shift = 0 if register & 1 else 16
+    shortest = (host.values.get(_CTR, 0) >> shift & 0xF) + 2
+    return _free_cache_ids(host) and (value & 7) + 4 >= shortest
+
+
+def _takes_clidr(host: "HostProfile", value: int) -> bool:
+    """`set_clidr`: no level may ask for less cleaning than CTR_EL0.IDC says the host needs."""
+    coherence, unification, inner = value >> 24 & 7, value >> 27 & 7, value >> 21 & 7
+    needs_no_cleaning = not coherence or (not inner and not unification)
+    host_needs_none = bool(host.values.get(_CTR, 0) >> 28 & 1)
+    return _free_cache_ids(host) and not value & ~_CLIDR_BITS and (host_needs_none or not needs_no_cleaning)

@@ -1,0 +1,50 @@
+"""Redirected connections that are no migrations: those on which the destination speaks first, as NBD servers do.
+
+libvirt moves a guest's disks over NBD, and takes the NBD server's port from the range of the migrations, unless it is
+told another one (source: libvirt `src/qemu/qemu_migration.c`, qemuMigrationDstStartNBDServer). An NBD client waits for
+the server's greeting (source: NBD `doc/proto.md`, "Handshake phase"); the source of a migration speaks at once, and its
+destination never before it. So what stays silent is dialled on, as it would have been without a proxy, and whoever
+speaks first says what it is.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from proxy.net.connection import SocketConnection
+from proxy.net.pumps import pass_on, together
+
+if TYPE_CHECKING:
+    from proxy.net.connection import Connection
+
+SILENCE: Final = 1.0
+"""Seconds in which the source of a migration has begun to speak, if nothing holds it up."""
+
+
+async def wait_first_word(destination: "Connection") -> None:
+    """Wait for the destination's first bytes, or its end, and leave them where they are."""
+    assert isinstance(destination, SocketConnection), "only TCP connections are redirected"
+    await trio.lowlevel.wait_readable(destination.socket)
+
+
+async def carry(source: "Connection", destination: "Connection") -> None:
+    """Pass bytes both ways, as they are, to the end of both; then close both.
+
+    Raises:
+        PeerError: One of them broke; both are reset.
+    """
+    clean = False
+    try:
+        await together(_carry(source, destination), _carry(destination, source))
+        clean = True
+    finally:
+        for connection in (source, destination):
+            if clean:
+                connection.close()
+            else:
+                connection.reset()
+
+
+async def _carry(here: "Connection", there: "Connection") -> None:
+    await pass_on(here, there)
+    await there.finish()

@@ -1,0 +1,67 @@
+"""The route: where a source's connection goes on to, and how."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.net.address import TcpAddress
+from proxy.net.dialling import dial
+from proxy.net.transparent import Redirection
+
+if TYPE_CHECKING:
+    from proxy.net.address import Address
+    from proxy.net.connection import Connection
+    from proxy.net.tls import ClientTls
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the destination is reached.
+
+    Attributes:
+        destination: Where it listens; or how to learn that from each connection, where these are redirected.
+        tls: What is spoken there; None for plain text.
+    """
+
+    destination: "Address | Redirection"
+    tls: "ClientTls | None" = None
+
+    @property
+    def _redirection(self) -> Redirection | None:
+        return self.destination if isinstance(self.destination, Redirection) else None
+
+    @property
+    def redirects(self) -> bool:
+        """Whether connections come that were meant for the destination, whatever they are."""
+        return self._redirection is not None
+
+    def destination_of(self, source: "Connection") -> "Address":
+        """Return where a source's connection goes on to.
+
+        Raises:
+            RefusedError: It may go nowhere.
+        """
+        if isinstance(self.destination, Redirection):
+            return self.destination.destination_of(source)
+        return self.destination
+
+    def check_not_own(self, source: "Connection") -> None:
+        """See that a connection that has begun to speak is not one that this route made itself.
+
+        Raises:
+            RefusedError: It is.
+        """
+        if self._redirection:
+            self._redirection.check_not_own(source)
+
+    async def dial(self, address: "Address") -> "Connection":
+        """Connect to the destination.
+
+        Raises:
+            PeerError: It cannot be reached, or not be trusted.
+        """
+        connection = await dial(address, mark=self._redirection.mark if self._redirection else None)
+        if self._redirection:
+            self._redirection.add_dialled(connection)
+        if self.tls is None:
+            return connection
+        return await self.tls.greet(connection, address.host if isinstance(address, TcpAddress) else "")
