@@ -39,17 +39,18 @@ captures: $(READY) ## record captures/ anew, on the lab's hosts and on this mach
 test: check $(BROWSER) $(NETWORK) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
 
-check: $(READY) ## lint and types only
+check: $(READY) ## lint, types and the arrows between the floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY) ## put the code into the house's shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## remove what was installed into this folder
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 system: ## install what Debian or Ubuntu has to provide: Python's venv, and QEMU for arm64 and x86
 	@sh tools/install-system-packages "$(PYTHON)"

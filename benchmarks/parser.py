@@ -6,7 +6,7 @@ import os
 import time
 from statistics import median
 
-from formats.stream.events import NEED_DATA
+from formats.frame.event import NEED_DATA
 from formats.stream.parser import StreamParser
 from tests.streams import be64, short_head
 

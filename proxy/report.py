@@ -5,12 +5,11 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from formats.arm.sysreg import format_id
 from proxy.errors import ExitCode
-from proxy.judging.judge import Action
+from proxy.judging.verdict import Action, verdict_as_dict
 
 if TYPE_CHECKING:
-    from proxy.judging.judge import Verdict
+    from proxy.judging.verdict import Verdict
 
 SCHEMA_VERSION = 1
 
@@ -121,21 +120,3 @@ def _vcpus(changes: "list[Verdict]") -> str:
 def counted(number: int, what: str) -> str:
     """Return a number of things, for people: `1 vCPU`, `2 vCPUs`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def verdict_as_dict(verdict: "Verdict") -> dict[str, Any]:
-    """Return a verdict as it goes into JSON; ids and values are hexadecimal strings."""
-    return {
-        "vcpu": verdict.vcpu,
-        "action": verdict.action.value,
-        "register": verdict.name,
-        "id": format_id(verdict.register),
-        "from": None if verdict.old is None else f"{verdict.old:#x}",
-        "to": None if verdict.new is None else f"{verdict.new:#x}",
-        "rule": verdict.rule,
-        "why": verdict.why,
-        "fields": [
-            {"name": field.name, "from": field.value(verdict.old or 0), "to": field.value(verdict.new or 0)}
-            for field in verdict.fields
-        ],
-    }

@@ -4,26 +4,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
+from formats.frame.event import NEED_DATA, Raw
 from formats.frame.records import CommandType
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream.events import (
-    NEED_DATA,
-    AnyEvent,
-    Command,
-    Configuration,
-    DeviceState,
-    FileHeader,
-    LateVmdesc,
-    PostcopyData,
-    Raw,
-)
+from formats.stream.events import AnyEvent, Command, Configuration, FileHeader, LateVmdesc, PostcopyData
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.removal import without_registers
 from formats.vmstate.vcpus import open_vcpus
 from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
-from proxy.judging.judge import Action, Judge, Verdict
+from proxy.judging.judge import Judge
 from proxy.judging.policy import Mode
+from proxy.judging.verdict import Action, Verdict
 from proxy.report import Outcome, Report
 
 if TYPE_CHECKING:
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 
     from formats.arm.register_list import RegisterList
     from formats.vmstate.locators import DeviceSection
-    from proxy.judging.judge import Registers
+    from proxy.judging.verdict import Registers
 
 NO_RETURN_PATH: Final = (
     "the source opened no return path, so it would give up its guest without knowing that the destination has it; "

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from formats.frame.event import NEED_DATA
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream.events import (
-    NEED_DATA,
     AnyEvent,
     Command,
     Configuration,
-    DeviceState,
     FileHeader,
     IterableData,
     LateVmdesc,
@@ -28,6 +27,7 @@ from formats.stream.events import (
     SectionFooter,
 )
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from tests.captures import CAPTURES, read_manifest
 
 NAMES = sorted(one.name for one in read_manifest() if one.saved_on_kvm)

@@ -11,7 +11,7 @@ from collections import Counter
 from struct import Struct
 from typing import Final
 
-from formats.stream.events import Raw
+from formats.frame.event import Raw
 
 
 class MessageType(enum.IntEnum):

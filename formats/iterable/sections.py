@@ -1,15 +1,18 @@
 """The iterable sections of a stream: which have started, which go on, and where the one at hand ends."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from formats.errors import MalformedStreamError, UnlocatableSectionError
 from formats.iterable.kinds import reader_for
 from formats.iterable.ram import RamReader
-from formats.stream.configuration import DEFAULT_PAGE_BITS
 
 if TYPE_CHECKING:
     from formats.iterable.record_reader import IterableReader
+
+
+DEFAULT_PAGE_BITS: Final = 12
+"""Bits of a target page's size where the configuration does not say."""
 
 
 @dataclass(slots=True)

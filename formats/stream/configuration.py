@@ -8,10 +8,9 @@ from typing import Final
 from formats.errors import MalformedStreamError, UnsupportedFeatureError
 from formats.files.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.frame.records import CONFIGURATION, CONFIGURATION_SUBSECTIONS, SUBSECTION_HEADER, RecordType, read
+from formats.iterable.sections import DEFAULT_PAGE_BITS
 from formats.stream.events import Configuration
 from formats.stream.refusals import REFUSED_CAPABILITIES
-
-DEFAULT_PAGE_BITS: Final = 12
 
 _SECTION: Final = "configuration"
 _PAGE_BITS_OF: Final = {"virt-2.6": 10, "virt-2.7": 10}

@@ -6,34 +6,11 @@ So output equals input where every event's `raw` is passed on; that is how byte 
 the caller's own buffer: it is good until the next `feed`.
 """
 
-import enum
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+from formats.frame.event import Event
 from formats.frame.records import CommandType, RecordType
-
-if TYPE_CHECKING:
-    from formats.vmstate.locators import DeviceSection
-    from formats.vmstate.vmdesc import Vmdesc
-
-Raw = bytes | bytearray | memoryview
-
-
-class NeedData(enum.Enum):
-    """The type of `NEED_DATA`: no event until more bytes are fed."""
-
-    NEED_DATA = enum.auto()
-
-
-NEED_DATA = NeedData.NEED_DATA
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A piece of the stream: where it begins, in bytes from the stream's start, and its bytes."""
-
-    offset: int
-    raw: Raw = field(repr=False)
+from formats.vmstate.device_state import DeviceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +77,6 @@ class SectionFooter(Event):
     """The footer of an iterable section: the section ends."""
 
     section_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceState(Event):
-    """All the device sections in a row, located, with the end of file and the vmdesc that follow them.
-
-    Attributes:
-        held: The same bytes as `raw`, to be patched in place; the sections' positions count from its start.
-        sections: The sections in the order of the wire.
-        vmdesc: The description that they were located by; None when the stream has none, and footers located them.
-        early: True for sections before the iterable ones; no end of file follows.
-        packaged: True for those of a postcopy migration, in its package; no end of file follows, and no vmdesc.
-    """
-
-    held: bytearray = field(repr=False)
-    sections: "tuple[DeviceSection, ...]"
-    vmdesc: "Vmdesc | None"
-    early: bool
-    packaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

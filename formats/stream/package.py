@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from formats.errors import MalformedStreamError, UnlocatableSectionError
 from formats.frame.records import COMMAND, CommandType, RecordType
-from formats.stream.events import AnyEvent, Command, DeviceState
+from formats.stream.events import AnyEvent, Command
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.locators import FOOTER_SIZE, DeviceSection, locate_by_footers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from formats.stream.events import Raw
+    from formats.frame.event import Raw
     from formats.vmstate.locators import EarlySection
 
 SECTION: Final = "package"

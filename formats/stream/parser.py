@@ -19,6 +19,7 @@ from formats.errors import (
     UnlocatableSectionError,
     UnsupportedFeatureError,
 )
+from formats.frame.event import NEED_DATA, NeedData, Raw
 from formats.frame.records import (
     COMMAND,
     FILE_VERSION,
@@ -34,17 +35,13 @@ from formats.iterable.sections import IterableSection, IterableSections
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream.configuration import read_configuration, true_page_bits
 from formats.stream.events import (
-    NEED_DATA,
     AnyEvent,
     Command,
-    DeviceState,
     FileHeader,
     IterableData,
     LateVmdesc,
     MappedPages,
-    NeedData,
     PostcopyData,
-    Raw,
     SectionBegin,
     SectionFooter,
 )
@@ -53,6 +50,7 @@ from formats.stream.grammar import ACCEPTS, State
 from formats.stream.package import SECTION as PACKAGE
 from formats.stream.package import open_package
 from formats.stream.refusals import COLO, COLO_CHECKPOINT, REFUSED_COMMANDS
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.hold import DeviceStateHold
 from formats.vmstate.locators import NO_VMDESC, DeviceSection, EarlySection, locate_by_vmdesc
 from formats.vmstate.vmdesc import Vmdesc, parse_vmdesc

@@ -11,7 +11,7 @@ from formats.vmstate.vmdesc import Vmdesc, parse_vmdesc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from formats.stream.events import Raw
+    from formats.frame.event import Raw
     from formats.vmstate.locators import DeviceSection, EarlySection
 
 _VMDESC: Final = re.compile(rb"\x7e(?=.{4}\x00\x06(.{4})\{)", re.DOTALL)

@@ -10,7 +10,8 @@ from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 
 if TYPE_CHECKING:
     from formats.arm.register_list import RegisterList
-    from formats.stream.events import DeviceState, Raw
+    from formats.frame.event import Raw
+    from formats.vmstate.device_state import DeviceState
 
 
 def without_registers(

@@ -6,7 +6,7 @@ from formats.vmstate import cpu_section
 
 if TYPE_CHECKING:
     from formats.arm.register_list import RegisterList
-    from formats.stream.events import DeviceState
+    from formats.vmstate.device_state import DeviceState
 
 
 def open_vcpus(state: "DeviceState") -> "list[RegisterList]":

@@ -14,7 +14,7 @@ from proxy.captures.positioned_io import read_into, write_at
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from formats.stream.events import Raw
+    from formats.frame.event import Raw
     from proxy.captures.stream_files import StreamFile
     from proxy.rewriter import Rewriter
 

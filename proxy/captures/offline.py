@@ -4,9 +4,11 @@ import os
 from typing import IO, TYPE_CHECKING, Final, Protocol
 
 from formats.files.mapped_ram import CAPABILITY as MAPPED_RAM
+from formats.frame.event import NEED_DATA
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream.events import NEED_DATA, AnyEvent, Configuration, DeviceState
+from formats.stream.events import AnyEvent, Configuration
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
 """What may come: the vCPUs of a captured stream, or one of a guest that starts on a host that has a profile."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,33 +9,16 @@ from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from proxy.captures.offline import read_vcpus
 from proxy.captures.stream_files import open_stream
 from proxy.errors import ConfigError
+from proxy.hosts.host_registers import HostRegisters
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from proxy.hosts.profile import HostProfile
-    from proxy.judging.judge import Registers
+    from proxy.judging.verdict import Registers
 
 _PROFILE_MARK: Final = b"schema_version"
 _HEAD: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class HostRegisters:
-    """The registers of a vCPU that starts on a host: known where they belong to the host, not where to the guest."""
-
-    profile: "HostProfile"
-    vcpu: int = 0
-
-    def get(self, register_id: int, /) -> int | None:
-        """Return the host's value; None where it belongs to the guest."""
-        return self.profile.values.get(register_id)
-
-    def items(self) -> Iterator[tuple[int, int | None]]:
-        """Yield (id, value) in ascending order of the ids."""
-        for register in sorted(self.profile.values.keys() | (self.profile.others or frozenset())):
-            yield register, self.get(register)
-
-    def __contains__(self, register_id: int, /) -> bool:
-        return not self.profile.lacks(register_id)
 
 
 def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Sequence[Registers]":

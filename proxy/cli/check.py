@@ -12,7 +12,7 @@ from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
 from proxy.judging.explain import what_the_guest_sees
-from proxy.judging.judge import Action, Verdict
+from proxy.judging.verdict import Action, Verdict
 from proxy.report import counted
 
 if TYPE_CHECKING:

@@ -7,14 +7,15 @@ import click
 
 from formats.arm.sysreg import Kind, describe
 from formats.errors import FormatError
-from formats.stream.events import DeviceState
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
-from proxy.captures.stream_or_profile import HostRegisters, read_profile
+from proxy.captures.stream_or_profile import read_profile
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ExitCode, exit_code_of
+from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.difference import (
     RegisterDifference,
     SectionDifference,

@@ -15,13 +15,13 @@ from formats.stream.events import (
     AnyEvent,
     Command,
     Configuration,
-    DeviceState,
     IterableData,
     LateVmdesc,
     MappedPages,
     SectionBegin,
     SectionFooter,
 )
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import read_events

@@ -15,11 +15,11 @@ from proxy.errors import ConfigError
 from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
-from proxy.judging.policy import NO_MIDR, Mode, Policy
+from proxy.judging.policy import Mode, Policy
 from proxy.judging.rules import Rule, RuleAction, Rules
 from proxy.judging.whitelist import Pairing
 from proxy.net.redirection import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
-from proxy.settings.words import droppable_register, invariant_register, parse_midr, parse_source
+from proxy.settings.words import NO_MIDR, droppable_register, invariant_register, parse_midr, parse_source
 
 _MODES = [mode.value for mode in Mode]
 

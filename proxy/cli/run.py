@@ -19,7 +19,7 @@ from proxy.stop_signals import held_back
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.judging.judge import Registers
+    from proxy.judging.verdict import Registers
     from proxy.net.binding import Bound
     from proxy.net.transparent import Redirection
 

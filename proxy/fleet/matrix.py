@@ -6,10 +6,11 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from formats.arm.midr import parse_midr_el1
-from proxy.captures.stream_or_profile import HostRegisters
+from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile import HostProfile, write_profile
 from proxy.judging.check import Answer, check
-from proxy.judging.judge import Action, Judge
+from proxy.judging.judge import Judge
+from proxy.judging.verdict import Action
 
 if TYPE_CHECKING:
     from proxy.judging.policy import Policy

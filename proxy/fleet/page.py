@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import proxy
 from proxy.fleet.matrix import Fleet, in_short
 from proxy.judging.explain import what_the_guest_sees
-from proxy.judging.judge import Action, Verdict
+from proxy.judging.verdict import Action, Verdict
 
 if TYPE_CHECKING:
     from proxy.judging.check import Answer

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from formats.arm.sysreg import MIDR_EL1, describe
-from proxy.captures.stream_or_profile import HostRegisters
+from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
-from proxy.judging.judge import Action, Judge, Registers, Verdict
-from proxy.report import verdict_as_dict
+from proxy.judging.judge import Judge
+from proxy.judging.verdict import Action, Registers, Verdict, verdict_as_dict
 
 if TYPE_CHECKING:
     from formats.arm.errata import Erratum

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from formats.arm.errata import Erratum, new_errata, unguarded_errata
 from formats.arm.id_fields import IdField, Order
 from formats.arm.sysreg import MIDR_EL1
-from proxy.judging.judge import Action, Verdict
+from proxy.judging.verdict import Action, Verdict
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile

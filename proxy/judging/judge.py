@@ -1,19 +1,20 @@
 """Judging: policy, destination and the source's registers in, verdicts out."""
 
-import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from formats.arm.id_fields import IdField, differing, fields_of
+from formats.arm.id_fields import differing, fields_of
 from formats.arm.midr import parse_midr_el1
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
 from proxy.judging.harmless import harmless
-from proxy.judging.policy import NO_MIDR, Mode, Policy
+from proxy.judging.policy import Mode, Policy
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER, refused_by
 from proxy.judging.register_comparison import Comparison
 from proxy.judging.rules import RuleAction
+from proxy.judging.verdict import Action, Registers, Verdict
 from proxy.judging.whitelist import pairing_for
+from proxy.settings.words import NO_MIDR
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
@@ -23,78 +24,11 @@ _MOST_KNOWN: Final = 256
 """vCPUs of so many kinds, that is with so many different registers, are remembered."""
 
 
-class Registers(Protocol):
-    """One vCPU's registers: those of a stream (`RegisterList`), or of one that starts on a host (`HostRegisters`)."""
-
-    @property
-    def vcpu(self) -> int:
-        """The vCPU's index."""
-
-    def get(self, register_id: int, /) -> int | None:
-        """Return a register's value; None when there is none, or it is not known."""
-
-    def items(self) -> Iterable[tuple[int, int | None]]:
-        """Yield (id, value) in ascending order of the ids."""
-
-    def __contains__(self, register_id: int, /) -> bool: ...
-
-
 class Trial(Protocol):
     """Something that can tell which registers the destination does not take; see `proxy.judging.kernel_trial`."""
 
     def refused(self, registers: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
         """Tell which are refused, and why, by register id."""
-
-
-class Action(enum.Enum):
-    """What becomes of a register."""
-
-    ACCEPT = "accept"
-    """It differs from the destination's own, which takes it as it is."""
-    SWAP = "swap"
-    """It takes the destination's value."""
-    DROP = "drop"
-    """It is left out, for the destination does not have it."""
-    REFUSE = "refuse"
-    """It ends the migration."""
-
-
-class Verdict(NamedTuple):
-    """What becomes of one register of one vCPU; registers that are equal on both sides have none.
-
-    Attributes:
-        vcpu: The vCPU's index.
-        register: The register's id.
-        action: What becomes of it.
-        old: The source's value; None when the stream does not hold the register.
-        new: The destination's value; None when it has none, or it is not known.
-        rule: What allows a swap or drop, or why it is refused.
-        why: Why the destination does not take the register as it is; empty when it does.
-        advice: What to do about a refusal; empty when nothing can be done here.
-        option: The option that would allow it, as `--allow-register CTR_EL0`; empty when none would.
-    """
-
-    vcpu: int
-    register: int
-    action: Action
-    old: int | None
-    new: int | None
-    rule: str
-    why: str = ""
-    advice: str = ""
-    option: str = ""
-
-    @property
-    def name(self) -> str:
-        """The register's name."""
-        return describe(self.register).name
-
-    @property
-    def fields(self) -> list[IdField]:
-        """The fields in which source and destination differ; none for what is no ID register, or has no value."""
-        if self.old is None or self.new is None or not describe(self.register).invariant:
-            return []
-        return differing(self.register, self.old, self.new)
 
 
 @dataclass(frozen=True, slots=True)

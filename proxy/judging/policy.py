@@ -9,9 +9,6 @@ from formats.arm.sysreg import MIDR_EL1
 from proxy.judging.rules import Rule, RuleAction, Rules
 from proxy.judging.whitelist import Pairing
 
-NO_MIDR = "none"
-"""How a whitelist names streams that hold no MIDR_EL1, as those of TCG guests."""
-
 
 class Mode(enum.StrEnum):
     """How much is changed."""

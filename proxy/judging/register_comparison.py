@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.hosts.profile import HostProfile
-    from proxy.judging.judge import Registers
+    from proxy.judging.verdict import Registers
 
 _MOST_PLANS: Final = 16
 

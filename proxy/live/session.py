@@ -19,7 +19,7 @@ from proxy.rewriter import Rewriter
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from formats.stream.events import Raw
+    from formats.frame.event import Raw
     from proxy.live.session_config import SessionConfig
     from proxy.net.connection import Connection
 

@@ -8,7 +8,8 @@ from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.judging.judge import Judge, Registers
+    from proxy.judging.judge import Judge
+    from proxy.judging.verdict import Registers
     from proxy.net.route import Route
 
 DEFAULT_VMDESC_WAIT: Final = 1.0

@@ -16,7 +16,7 @@ from proxy.net.address import VsockAddress, format_address
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from formats.stream.events import Raw
+    from formats.frame.event import Raw
 
 _T = TypeVar("_T")
 

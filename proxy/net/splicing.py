@@ -205,6 +205,7 @@ class _Carrier:
 
     def _obey(self) -> bool:
         """Do as the orders say; without ways, clear up and return False."""
+        ended = []
         with self._lock:
             os.eventfd_read(self._bell)
             for begins, way in self._orders:
@@ -212,12 +213,16 @@ class _Carrier:
                     self._ways[way.source] = self._ways[way.target] = way
                     way.look_out(self._waiter)
                 elif way.source in self._ways:
-                    self._end(way)
+                    self._forget(way)
+                    ended.append(way)
             self._orders.clear()
             if not self._ways:
                 self._files.close()
                 self._thread = None
-            return bool(self._ways)
+            goes_on = bool(self._ways)
+        for way in ended:  # who is told finds nothing left open
+            way.say_ended()
+        return goes_on
 
     def _step(self, way: _Way) -> bool:
         try:
@@ -227,9 +232,12 @@ class _Carrier:
             return False
 
     def _end(self, way: _Way) -> None:
+        self._forget(way)
+        way.say_ended()
+
+    def _forget(self, way: _Way) -> None:
         del self._ways[way.source], self._ways[way.target]
         way.look_away(self._waiter)
-        way.say_ended()
 
 
 def _opened(files: ExitStack, file: int) -> int:

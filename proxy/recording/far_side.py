@@ -7,7 +7,8 @@ from formats.frame.records import CommandType
 from proxy.errors import PeerError, RefusedError
 
 if TYPE_CHECKING:
-    from formats.stream.events import Command, Raw
+    from formats.frame.event import Raw
+    from formats.stream.events import Command
     from proxy.net.connection import Connection
     from proxy.recording.follower import Follower
 

@@ -4,8 +4,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError, TruncatedStreamError
-from formats.stream.events import NEED_DATA, Command, DeviceState, Raw, SectionBegin
+from formats.frame.event import NEED_DATA, Raw
+from formats.stream.events import Command, SectionBegin
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -19,7 +19,8 @@ from proxy.recording.follower import Follower
 from proxy.recording.record_report import RecordReport
 
 if TYPE_CHECKING:
-    from formats.stream.events import Command, Raw
+    from formats.frame.event import Raw
+    from formats.stream.events import Command
     from proxy.net.address import Address
     from proxy.net.connection import Connection
     from proxy.recording.recording_file import RecordingFile

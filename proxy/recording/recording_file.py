@@ -11,7 +11,7 @@ from proxy.errors import ConfigError
 from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
-    from formats.stream.events import Raw
+    from formats.frame.event import Raw
 
 PARTIAL: Final = ".partial"
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -19,7 +19,6 @@ from proxy.stop_signals import STOP_SIGNALS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from proxy.captures.offline import Source
     from proxy.net.address import Address
     from proxy.net.connection import Connection
 
@@ -29,6 +28,13 @@ _STEP: Final = 64 << 10
 
 _STEPS_PER_SECOND: Final = 20
 """Where there is a rate, steps are smaller: a stream that flows, and does not come in gulps."""
+
+
+class Readable(Protocol):
+    """What a stream is read from: an unbuffered binary file."""
+
+    def readinto(self, buffer: bytearray, /) -> int | None:
+        """Read into a buffer; 0 is the end."""
 
 
 @dataclass(slots=True)
@@ -86,7 +92,7 @@ class _Stopped(ProxyError):
 class Replay:
     """Sends one stream to one destination."""
 
-    def __init__(self, source: "Source", *, rate: float | None = None) -> None:
+    def __init__(self, source: "Readable", *, rate: float | None = None) -> None:
         """Make a replay.
 
         Args:
@@ -212,7 +218,7 @@ class Replay:
 
 
 async def replay(
-    source: "Source", destination: "Address", rate: float | None, progress: "Callable[[int], None]"
+    source: "Readable", destination: "Address", rate: float | None, progress: "Callable[[int], None]"
 ) -> ReplayReport:
     """Send a stream to a destination, and tell what came of it; SIGTERM and SIGINT break it off with a reset."""
     it = Replay(source, rate=rate)

@@ -6,7 +6,9 @@ from typing import Final
 from formats.arm.processor_sets import Processors, UnknownProcessorError, parse_processors
 from formats.arm.sysreg import Kind, UnknownRegisterError, describe, parse_register
 from proxy.errors import ConfigError
-from proxy.judging.policy import NO_MIDR
+
+NO_MIDR: Final = "none"
+"""How a whitelist names streams that hold no MIDR_EL1, as those of TCG guests."""
 
 _NUMBER: Final = re.compile(r"0x[0-9a-f]{1,32}|0|[1-9][0-9]{0,31}", re.ASCII | re.IGNORECASE)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from formats.stream.events import NEED_DATA, DeviceState
+from formats.frame.event import NEED_DATA
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 from tests.lab.proxy import vmstate_proxy
 from tests.lab.vm import running_vm

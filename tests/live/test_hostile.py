@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from formats.stream.events import NEED_DATA, DeviceState
+from formats.frame.event import NEED_DATA
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from tests.lab.guest import E1000_ARGS, hostile_guest
 from tests.lab.proxy import running_proxy
 from tests.lab.tap import open_tap

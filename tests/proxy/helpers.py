@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from formats.arm.processor_sets import parse_processors
 from formats.arm.register_list import RegisterList
 from formats.arm.sysreg import MIDR_EL1, parse_register
+from formats.frame.event import NEED_DATA
 from formats.frame.records import RecordType
-from formats.stream.events import NEED_DATA, Configuration, DeviceState, SectionBegin, SectionFooter
+from formats.stream.events import Configuration, SectionBegin, SectionFooter
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from proxy.captures.offline import read_vcpus
 from proxy.hosts.profile import HostProfile, learn_profile
 from proxy.judging.judge import Judge

@@ -8,7 +8,7 @@ import pytest
 
 from formats.arm.sysreg import MIDR_EL1
 from proxy.errors import ExitCode
-from proxy.judging.judge import Action, Verdict
+from proxy.judging.verdict import Action, Verdict
 from proxy.report import Outcome, Report
 from tests.proxy.helpers import R0, R3, REVIDR_EL1
 

@@ -25,8 +25,8 @@ from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import rewrite
 from proxy.errors import ExitCode, RefusedError
 from proxy.hosts.kvm import KvmError
-from proxy.judging.judge import Action
 from proxy.judging.policy import Mode
+from proxy.judging.verdict import Action
 from proxy.report import Outcome
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import (

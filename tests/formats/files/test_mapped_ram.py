@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from formats.errors import FormatError, MalformedStreamError, TruncatedStreamError, UnsupportedFeatureError
 from formats.files.mapped_ram import HEADER_SIZE, MappedLayout
+from formats.frame.event import NEED_DATA
 from formats.iterable.ram import RamReader
-from formats.stream.events import NEED_DATA, DeviceState
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from tests.streams import (
     FILE_HEADER,
     RAM_EOS,

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from formats.stream.events import DeviceState, IterableData
+from formats.stream.events import IterableData
+from formats.vmstate.device_state import DeviceState
 from tests.streams import WHOLE, capture, collect, small
 
 

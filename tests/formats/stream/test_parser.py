@@ -19,11 +19,13 @@ from formats.errors import (
     UnlocatableSectionError,
     UnsupportedFeatureError,
 )
+from formats.frame.event import NEED_DATA
 from formats.frame.records import CommandType, RecordType
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream.events import NEED_DATA, Command, Configuration, DeviceState, IterableData, LateVmdesc
+from formats.stream.events import Command, Configuration, IterableData, LateVmdesc
 from formats.stream.grammar import ACCEPTS, State
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 from tests.streams import (
     EOF,

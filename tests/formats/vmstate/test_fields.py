@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from formats.stream.events import DeviceState
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, decode_section
 from tests.proxy.helpers import NAMES, capture, without_vmdesc
 

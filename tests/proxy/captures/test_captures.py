@@ -8,8 +8,10 @@ import pytest
 
 from formats.arm.sysreg import MIDR_EL1
 from formats.errors import FormatError
-from formats.stream.events import NEED_DATA, Configuration, DeviceState
+from formats.frame.event import NEED_DATA
+from formats.stream.events import Configuration
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.judging.judge import Judge

@@ -9,7 +9,8 @@ import pytest
 
 from formats.arm.sysreg import MIDR_EL1
 from formats.errors import DeviceStateTooLargeError, TruncatedStreamError
-from formats.stream.events import AnyEvent, DeviceState, FileHeader
+from formats.stream.events import AnyEvent, FileHeader
+from formats.vmstate.device_state import DeviceState
 from proxy.captures.offline import read_events, read_vcpus, rewrite
 from proxy.errors import RefusedError
 from proxy.rewriter import Rewriter

@@ -16,8 +16,9 @@ import pytest
 from formats.arm.register_list import RegisterList
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.errors import DeviceStateTooLargeError, ForeignStreamError, MalformedStreamError, TruncatedStreamError
-from proxy.captures.stream_or_profile import HostRegisters, read_source
+from proxy.captures.stream_or_profile import read_source
 from proxy.errors import ConfigError, ProxyError
+from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile import write_profile
 from tests.captures import CAPTURES
 from tests.proxy.helpers import NAMES, R0, R3, capture, device_state, profile, short, value
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from proxy.judging.judge import Registers
+    from proxy.judging.verdict import Registers
 
 SMP2 = "kvm-trixie-a57r0-smp2"
 SCTLR_EL1 = parse_register("SCTLR_EL1")

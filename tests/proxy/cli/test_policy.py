@@ -12,9 +12,10 @@ import pytest
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError, RefusedError
 from proxy.hosts.profile import HostProfile
-from proxy.judging.judge import Action, Judge, Verdict
+from proxy.judging.judge import Judge
 from proxy.judging.policy import Mode, Policy
 from proxy.judging.policy_file import load_policy
+from proxy.judging.verdict import Action, Verdict
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import R0, R3, ROOT, capture, profile, registers, without_vmdesc
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from formats.arm.sysreg import MIDR_EL1, parse_register
-from proxy.captures.stream_or_profile import HostRegisters
+from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile import HostProfile
 from proxy.judging.check import check
 from proxy.judging.explain import compare_errata, host_differences, lost_features, what_the_guest_sees
-from proxy.judging.judge import Action, Verdict
+from proxy.judging.verdict import Action, Verdict
 from tests.proxy.helpers import R0, R3, judge, profile, registers
 
 A72 = 0x410FD083

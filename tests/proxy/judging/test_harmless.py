@@ -11,10 +11,10 @@ import pytest
 from formats.arm.id_fields import fields_of
 from formats.arm.sysreg import Kind, describe, parse_register
 from proxy.captures.offline import read_vcpus
-from proxy.captures.stream_or_profile import HostRegisters
+from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.harmless import harmless
-from proxy.judging.judge import Action, Verdict
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
+from proxy.judging.verdict import Action, Verdict
 from tests.proxy.helpers import (
     NAMES,
     NEWER,

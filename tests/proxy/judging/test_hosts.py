@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 
 from formats.arm.sysreg import describe, parse_register
-from proxy.captures.stream_or_profile import HostRegisters
+from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile_file import load_profile
 from proxy.judging.judge import Judge
 from proxy.judging.policy import Policy

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from formats.arm.sysreg import MIDR_EL1, describe, parse_register
-from proxy.captures.stream_or_profile import HostRegisters
+from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile import HostProfile
-from proxy.judging.judge import Action, Judge
+from proxy.judging.judge import Judge
 from proxy.judging.policy import Mode, Policy
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
+from proxy.judging.verdict import Action
 from tests.proxy.helpers import PSCI_VERSION, R0, R3, REVIDR_EL1, judge, midr_only, pairing, registers
 
 if TYPE_CHECKING:

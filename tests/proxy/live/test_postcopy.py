@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.errors import FormatError, MalformedStreamError, UnlocatableSectionError
+from formats.frame.event import NEED_DATA
 from formats.frame.records import CommandType
-from formats.stream.events import NEED_DATA, Command, DeviceState, SectionBegin
+from formats.stream.events import Command, SectionBegin
 from formats.stream.parser import StreamParser
+from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 from proxy.errors import RefusedError
 from proxy.report import Outcome
