@@ -10,20 +10,17 @@ from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream.events import AnyEvent, Command, Configuration, FileHeader, LateVmdesc, PostcopyData
 from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
-from formats.vmstate.removal import without_registers
-from formats.vmstate.vcpus import open_vcpus
 from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
+from proxy.judged_state import in_one_line, judge_state
 from proxy.judging.judge import Judge
 from proxy.judging.policy import Mode
-from proxy.judging.verdict import Action, Verdict
+from proxy.judging.verdict import Action
 from proxy.report import Outcome, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from formats.arm.register_list import RegisterList
-    from formats.vmstate.locators import DeviceSection
     from proxy.judging.verdict import Registers
 
 NO_RETURN_PATH: Final = (
@@ -240,22 +237,30 @@ class Rewriter:
 
     def _passed_on(self, event: AnyEvent) -> Raw:
         """Return what goes on in an event's place."""
-        if isinstance(event, FileHeader | Configuration | Command):
-            if isinstance(event, Configuration):
+        match event:
+            case Configuration():
                 self.report.machine = event.machine
                 self._check_machine(event.machine, event.offset)
-            if isinstance(event, Command):
+                return event.raw
+            case Command():
                 return self._commanded(event)
-            return event.raw
-        if isinstance(event, PostcopyData):
-            return event.raw
+            case FileHeader() | PostcopyData():
+                return event.raw
+        self._check_what_is_required(event)
+        if isinstance(event, DeviceState | LateVmdesc):
+            return self._with_changes(event)
+        return event.raw
+
+    def _check_what_is_required(self, event: AnyEvent) -> None:
+        """Refuse, before the first section passes, a stream that does not bring what the policy wants."""
         if self._require_machine:
             self._check_machine("", event.offset)
         if self._require_return_path and not self._parser.return_path:
             self._require_return_path = False
             self._refuse(f"offset {event.offset:#x}: {NO_RETURN_PATH}")
-        if not isinstance(event, DeviceState | LateVmdesc):
-            return event.raw
+
+    def _with_changes(self, event: DeviceState | LateVmdesc) -> Raw:
+        """Return the device state, or its vmdesc that comes late, as they go on."""
         before = b"" if self._live else bytes(event.raw)
         after = event.raw
         if isinstance(event, DeviceState):
@@ -274,7 +279,7 @@ class Rewriter:
                 if refusals:
                     self._refuse(
                         f"offset {command.offset:#x}: postcopy is announced, and by what is known of the source would "
-                        f"be refused: {_refusal(refusals)}"
+                        f"be refused: {in_one_line(refusals)}"
                     )
             case CommandType.PACKAGED:
                 self.report.postcopy = True
@@ -297,34 +302,20 @@ class Rewriter:
                 f"offset {state.offset:#x}, section device state: there is no vmdesc, and the policy's require.vmdesc "
                 f"wants one; {advice}"
             )
-        vcpus = open_vcpus(state)
-        self.report.vcpus += len(vcpus)
-        # Not by index: no vCPU's verdicts may hide behind those of one that claims the same.
-        judged = [(registers, self._judge.judge(registers)) for registers in vcpus]
-        every = [verdict for _, verdicts in judged for verdict in verdicts]
-        refusals = [verdict for verdict in every if verdict.action is Action.REFUSE]
-        if refusals:
-            where = _section_of(refusals[0], state)
-            self._refuse(f"offset {state.offset + where.start:#x}, section {where.label}: {_refusal(refusals)}")
-        changes = [verdict for verdict in every if verdict.action in (Action.SWAP, Action.DROP)]
+        judged = judge_state(self._judge, state)
+        self.report.vcpus += len(judged.vcpus)
+        if judged.refusal is not None:
+            self._refuse(judged.refusal)
         if self._observing:
-            self.report.would_change += changes
+            self.report.would_change += judged.changes
             return state.raw
-        self.report.changes += changes
-        removed = []
-        for registers, verdicts in judged:
-            dropped = _apply(registers, verdicts)
-            if dropped:
-                removed.append((registers, dropped))
-                self._left[registers.vcpu] = len(registers) - len(dropped)
-        if not self._left:
-            return state.raw
-        shorter = without_registers(state, removed, self._left)
+        self.report.changes += judged.changes
+        changed = judged.changed(self._left)
         if state.packaged:
             # The command that announced the package is passed on together with it.
-            length = int.from_bytes(self._package[-4:], "big") + len(shorter) - len(state.raw)
+            length = int.from_bytes(self._package[-4:], "big") + len(changed) - len(state.raw)
             self._package[-4:] = length.to_bytes(4, "big")
-        return shorter
+        return changed
 
     def _refuse(self, reason: str) -> None:
         if not self._observing:
@@ -341,27 +332,3 @@ class Rewriter:
             report.outcome, report.exit_code = Outcome.UNCHANGED, ExitCode.OK
             self._refuse(str(error))
             report.reason = self._would_refuse
-
-
-def _apply(registers: "RegisterList", verdicts: list[Verdict]) -> set[int]:
-    """Swap in place; return the ids of the registers that are to be left out."""
-    dropped = set()
-    for verdict in verdicts:
-        if verdict.action is Action.SWAP:
-            assert verdict.new is not None
-            registers[verdict.register] = verdict.new
-        elif verdict.action is Action.DROP:
-            dropped.add(verdict.register)
-    return dropped
-
-
-def _section_of(verdict: Verdict, state: DeviceState) -> "DeviceSection":
-    return next(section for section in state.sections if section.name == "cpu" and section.instance_id == verdict.vcpu)
-
-
-def _refusal(refusals: list[Verdict]) -> str:
-    """Say in one line what is refused: the first in full, the others by name."""
-    first = refusals[0]
-    others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
-    reason = "; ".join(filter(None, (first.why, first.rule, first.advice)))
-    return f"{first.name}: {reason}" + (f"; refused, too: {', '.join(others)}" if others else "")

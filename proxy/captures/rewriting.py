@@ -5,21 +5,14 @@ import os
 from typing import TYPE_CHECKING
 
 from formats.errors import FormatError
+from proxy.captures.complete_file import complete_file
 from proxy.captures.in_place import Patch, check_unchanged, finish, noted, patch_of
 from proxy.captures.kernel_copy import rewrite_copy
 from proxy.captures.offline import has_mapped_ram, rewrite
+from proxy.captures.packing import NOT_PACKED, Envelope, packing_file, packing_of
 from proxy.captures.positioned_io import write_at
 from proxy.captures.sparse_copy import copy_sparse
-from proxy.captures.stream_files import (
-    NOT_PACKED,
-    Envelope,
-    StreamFile,
-    complete_file,
-    file_and_offset,
-    note_of,
-    packing_file,
-    packing_of,
-)
+from proxy.captures.stream_files import StreamFile, file_and_offset, note_of
 from proxy.errors import ConfigError, ProxyError
 from proxy.stdio import STDIO
 

@@ -1,30 +1,23 @@
-"""Streams in files: reading plain or compressed ones, writing output that appears only when it is complete."""
+"""Streams in files: opening captures and libvirt save files for reading, packed or not."""
 
-import bz2
-import gzip
 import io
 import lzma
 import os
 import re
 import sys
-import tempfile
 import zlib
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from formats.errors import FormatError, MalformedStreamError
 from formats.files import libvirt_save
+from proxy.captures.packing import NOT_PACKED, Envelope, packing_at, unpacker
 from proxy.errors import ConfigError, ProxyError, exit_code_of
 from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOT_PACKED: Final = ("raw", "sparse")
-_MAGICS: Final = {b"\xfd7zXZ\x00": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
-_SUFFIXES: Final = {".xz": "xz", ".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 _NOTE_SUFFIX: Final = ".unfinished"
 _FILE_URI: Final = "file:"
 _OFFSET_OPTION: Final = ",offset="
@@ -38,14 +31,6 @@ class SaveFileError(ProxyError):
     def __init__(self, name: str, error: FormatError) -> None:
         super().__init__(f"{name}: {error}")
         self.exit_code = exit_code_of(error)
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What stands before a stream in a libvirt save file, and how the stream is packed after it."""
-
-    head: bytes
-    packing: str
 
 
 class StreamFile(io.RawIOBase):
@@ -188,145 +173,9 @@ def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
         raise ConfigError(f"{name}: {error.strerror}") from error
     except FormatError as error:
         raise SaveFileError(name, error) from error
-    packing = next((kind for magic, kind in _MAGICS.items() if start.startswith(magic)), "raw")
-    return _stream_file(name, packing, file, None)
+    return _stream_file(name, packing_at(start), file, None)
 
 
 def _stream_file(name: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:
     start = file.tell() if packing in NOT_PACKED else None
-    return StreamFile(name, _unpacker(packing, file), file, envelope, start)
-
-
-def _unpacker(packing: str, file: io.FileIO) -> Any:  # noqa: ANN401
-    match packing:
-        case "xz":
-            return lzma.LZMAFile(file)
-        case "gzip":
-            return gzip.GzipFile(fileobj=file)
-        case "bzip2":
-            return bz2.BZ2File(file)
-        case "zstd":
-            return _ZstdFile(file)
-        case _:
-            return file
-
-
-class _ZstdFile:
-    """Unpacks zstd; the library is loaded when there is such a file."""
-
-    def __init__(self, file: io.FileIO) -> None:
-        import zstandard
-
-        self._error = zstandard.ZstdError
-        self._reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
-        try:
-            return int(self._reader.readinto(buffer))
-        except self._error as error:
-            raise OSError(f"it cannot be unpacked: {error}") from error
-
-
-@contextmanager
-def packing_file(name: str, envelope: Envelope | None = None) -> "Iterator[IO[bytes]]":
-    """Open a file for a stream; it takes its name only when the block ends without an error.
-
-    Args:
-        name: The file; .xz, .gz, .bz2 and .zst say how it is packed. `-` is standard output.
-        envelope: What stands before the stream, and says how it is packed instead; None for a plain capture.
-
-    Raises:
-        ConfigError: It cannot be created.
-        ProxyError: It cannot be written.
-    """
-    with complete_file(name) as file:
-        if envelope is not None:
-            file.write(envelope.head)
-            packing = envelope.packing
-        else:
-            packing = packing_of(name)
-        with _packer(packing, file) as packer:
-            yield packer
-
-
-def packing_of(name: str) -> str:
-    """Return how a file of that name is packed; `raw`: not at all."""
-    return _SUFFIXES.get(os.path.splitext(name)[1], "raw")
-
-
-def _packer(packing: str, file: IO[bytes]) -> Any:  # noqa: ANN401
-    match packing:
-        case "xz":
-            return lzma.LZMAFile(file, "wb")
-        case "gzip":
-            return gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0)
-        case "bzip2":
-            return bz2.BZ2File(file, "wb")
-        case "zstd":
-            import zstandard
-
-            return zstandard.ZstdCompressor().stream_writer(file, closefd=False)
-        case _:
-            return nullcontext(file)
-
-
-@contextmanager
-def complete_file(name: str) -> "Iterator[IO[bytes]]":
-    """Open a file that takes its name only when the block ends without an error.
-
-    Standard output, as `-`, and what is no regular file are written as it goes.
-
-    Raises:
-        ConfigError: It cannot be created.
-        ProxyError: It cannot be written.
-    """
-    if name == STDIO:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = _destination(name)
-    try:
-        if path.exists() and not path.is_file():
-            file, temporary = open(path, "wb"), None  # noqa: SIM115
-        else:
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-            file = open(descriptor, "wb")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from error
-    try:
-        with _writing(name):
-            with file:
-                yield file
-                if temporary is not None:
-                    os.fchmod(file.fileno(), 0o666 & ~_umask())
-            if temporary is not None:
-                os.replace(temporary, path)
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _destination(name: str) -> Path:
-    """Follow links to the file that is to be written."""
-    try:
-        return Path(name).resolve()
-    except (OSError, RuntimeError) as error:
-        # A loop of links is a RuntimeError before Python 3.13.
-        raise ConfigError(f"{name}: {error}") from error
-
-
-@contextmanager
-def _writing(name: str) -> "Iterator[None]":
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ProxyError(f"{name}: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return StreamFile(name, unpacker(packing, file), file, envelope, start)

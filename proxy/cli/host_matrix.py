@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from proxy.captures.stream_files import complete_file
+from proxy.captures.complete_file import complete_file
 from proxy.cli.options import policy_options
 from proxy.cli.progress import counting
 from proxy.errors import ConfigError

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 import proxy
-from proxy.captures.stream_files import complete_file
+from proxy.captures.complete_file import complete_file
 from proxy.errors import ConfigError
 
 _AS_IT_IS = "\b"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from proxy.captures.stream_files import complete_file
+from proxy.captures.complete_file import complete_file
 from proxy.errors import ConfigError
 from proxy.stdio import STDIO
 

@@ -40,21 +40,11 @@ async def dial(address: Address, *, mark: int | None = None) -> Connection:
                 raise PeerError("destination", "cannot be systemd:, which listens")
         with trio.fail_after(_TIMEOUT):
             for family, name in await _names(address):
-                sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
                 try:
-                    if mark is not None:
-                        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_MARK, mark)
-                    if _stays_here(family, name):
-                        # BBR, where it is the system's, costs a third of the throughput, and nothing can be congested.
-                        sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_CONGESTION, _UNPACED)
-                    await sock.connect(name)
+                    sock = await _connected(family, name, mark)
                 except OSError as error:
-                    sock.close()
                     # trio's own words repeat the address.
                     problem = os.strerror(error.errno) if error.errno else error
-                except BaseException:
-                    sock.close()
-                    raise
                 else:
                     return SocketConnection("destination", sock, name=str(address))
     except OSError as error:
@@ -62,6 +52,22 @@ async def dial(address: Address, *, mark: int | None = None) -> Connection:
     except trio.TooSlowError:
         problem = f"no answer within {_TIMEOUT:g} seconds"
     raise PeerError("destination", f"at {address} cannot be reached: {problem}")
+
+
+async def _connected(family: int, name: tuple[str | int, int] | str, mark: int | None) -> trio.socket.SocketType:
+    """Connect to one address; an OSError says why not."""
+    sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+    try:
+        if mark is not None:
+            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_MARK, mark)
+        if _stays_here(family, name):
+            # BBR, where it is the system's, costs a third of the throughput, and nothing can be congested.
+            sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_CONGESTION, _UNPACED)
+        await sock.connect(name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _names(address: TcpAddress | UnixAddress | VsockAddress) -> list[tuple[int, tuple[str | int, int] | str]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from proxy.captures.stream_files import complete_file
+from proxy.captures.complete_file import complete_file
 from proxy.errors import ProxyError
 from tests.captures import CAPTURES, MANIFEST, NOTHING, Capture, read_manifest
 from tests.lab.demo import expect, leaves

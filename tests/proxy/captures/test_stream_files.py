@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.captures.stream_files import complete_file, file_and_offset, open_stream
+from proxy.captures.complete_file import complete_file
+from proxy.captures.stream_files import file_and_offset, open_stream
 from proxy.errors import ConfigError, ProxyError
 
 if TYPE_CHECKING:

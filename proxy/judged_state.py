@@ -1,0 +1,94 @@
+"""One device state, judged: what its vCPUs' registers came to, and the bytes that go on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from formats.vmstate.removal import without_registers
+from formats.vmstate.vcpus import open_vcpus
+from proxy.judging.verdict import Action, Verdict
+
+if TYPE_CHECKING:
+    from formats.arm.register_list import RegisterList
+    from formats.frame.event import Raw
+    from formats.vmstate.device_state import DeviceState
+    from formats.vmstate.locators import DeviceSection
+    from proxy.judging.judge import Judge
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedState:
+    """A device state, and the verdicts on each of its arm64 vCPUs.
+
+    Attributes:
+        state: The device state.
+        vcpus: Each vCPU's registers with their verdicts. Not by index: no vCPU's verdicts may hide behind those of one
+            that claims the same.
+    """
+
+    state: "DeviceState"
+    vcpus: "list[tuple[RegisterList, list[Verdict]]]"
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the guest may not pass, in one line that names offset, section and registers; None when it may."""
+        refusals = self._of(Action.REFUSE)
+        if not refusals:
+            return None
+        where = self._section_of(refusals[0])
+        return f"offset {self.state.offset + where.start:#x}, section {where.label}: {in_one_line(refusals)}"
+
+    @property
+    def changes(self) -> list[Verdict]:
+        """The registers that are swapped or left out."""
+        return self._of(Action.SWAP, Action.DROP)
+
+    def changed(self, left: dict[int, int]) -> "Raw":
+        """Swap values in place and leave registers out; return the bytes that go on.
+
+        Args:
+            left: How many registers each vCPU has left, by its index, where any were left out; added to.
+        """
+        removed = []
+        for registers, verdicts in self.vcpus:
+            dropped = _swap(registers, verdicts)
+            if dropped:
+                removed.append((registers, dropped))
+                left[registers.vcpu] = len(registers) - len(dropped)
+        return without_registers(self.state, removed, left) if left else self.state.raw
+
+    def _of(self, *actions: Action) -> list[Verdict]:
+        return [verdict for _, verdicts in self.vcpus for verdict in verdicts if verdict.action in actions]
+
+    def _section_of(self, verdict: Verdict) -> "DeviceSection":
+        cpus = (section for section in self.state.sections if section.name == "cpu")
+        return next(section for section in cpus if section.instance_id == verdict.vcpu)
+
+
+def judge_state(judge: "Judge", state: "DeviceState") -> JudgedState:
+    """Judge every vCPU in a device state, and change nothing.
+
+    Raises:
+        UnknownCpuVersionError: An arm64 `cpu` section of a version or layout that is not known.
+        KvmError: The destination's kernel cannot be asked.
+    """
+    return JudgedState(state, [(registers, judge.judge(registers)) for registers in open_vcpus(state)])
+
+
+def in_one_line(refusals: list[Verdict]) -> str:
+    """Say what is refused: the first register in full, the others by name."""
+    first = refusals[0]
+    others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
+    reason = "; ".join(filter(None, (first.why, first.rule, first.advice)))
+    return f"{first.name}: {reason}" + (f"; refused, too: {', '.join(others)}" if others else "")
+
+
+def _swap(registers: "RegisterList", verdicts: list[Verdict]) -> set[int]:
+    """Swap in place; return the ids of the registers that are to be left out."""
+    dropped = set()
+    for verdict in verdicts:
+        if verdict.action is Action.SWAP:
+            assert verdict.new is not None
+            registers[verdict.register] = verdict.new
+        elif verdict.action is Action.DROP:
+            dropped.add(verdict.register)
+    return dropped
