@@ -5,8 +5,8 @@ import os
 import click
 
 from formats.errors import FormatError
-from proxy.captures.stream_files import open_stream
 from proxy.captures.complete_file import complete_file
+from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
 from proxy.cli.options import vcpu_features_option
 from proxy.errors import exit_code_of
