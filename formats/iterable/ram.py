@@ -52,7 +52,7 @@ class RamReader(IterableReader):
             page_size: Bytes of a target page.
             block_has_address: Whether the setup list has addresses (capability x-ignore-shared).
             page_sizes: The sizes of all host pages, or-ed, where the setup list may have them (postcopy); else 0.
-            mapped: Whether the pages have places of their own in the file (capability mapped-ram).
+            mapped: whether the pages have fixed places in the file (capability mapped-ram).
         """
         super().__init__()
         self.page_size = page_size

@@ -85,7 +85,7 @@ class KvmError(ProxyError):
 
 
 class ScratchVcpu:
-    """A vCPU in a VM of its own that never runs. Get it from `scratch_vcpu`.
+    """A vCPU that never runs, in a scratch VM. Get it from `scratch_vcpu`.
 
     Attributes:
         features: What it was created with.

@@ -181,7 +181,7 @@ class Recorder:
             report.exit_code, report.reason = ExitCode.FAILED, f"the destination did not take the guest: {how}"
 
     def _note(self, report: RecordReport) -> str:
-        """Say who has the guest, and what was not understood."""
+        """Say which host has the guest, and what could not be read."""
         if report.confirmed is not None:
             note = "the destination has the guest" if report.confirmed else "the source keeps its guest"
         elif isinstance(self._far, Onward):

@@ -211,7 +211,7 @@ class Replay:
             where = self._follower.section_at(self._sent - 1)
             how = f"{error}, after {self._sent} bytes had been sent, the last of them in {where}"
         elif confirmed is None or isinstance(error, _Stopped):
-            how = f"{error}, after all {self._sent} bytes had been sent, and it is not known who has the guest"
+            how = f"{error}, after all {self._sent} bytes had been sent, and it is not known which host has the guest"
         else:
             how = f"all {self._sent} bytes were sent, and the destination did not take the guest: {error}"
         return (f"{how}; its own log says why" if isinstance(error, PeerError) else how), error.exit_code

@@ -440,7 +440,7 @@ async def test_a_signal_breaks_off(number: signal.Signals, all_sent: bool) -> No
     assert reports[0].exit_code is ExitCode.FAILED
     assert reports[0].reason is not None
     assert reports[0].reason.startswith("the replay was stopped, after ")
-    assert ("it is not known who has the guest" in reports[0].reason) == all_sent
+    assert ("it is not known which host has the guest" in reports[0].reason) == all_sent
 
 
 async def test_a_signal_ends_the_reading_of_a_pipe_that_brings_nothing() -> None:
