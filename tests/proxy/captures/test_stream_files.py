@@ -9,7 +9,6 @@ import lzma
 import os
 import sys
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +18,7 @@ from proxy.errors import ConfigError, ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 CONTENT = b"QEVM" + os.urandom(100_000)
 
