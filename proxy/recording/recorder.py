@@ -14,8 +14,8 @@ from formats.errors import FormatError
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError, exit_code_of
 from proxy.net.dialling import dial
 from proxy.net.pumps import together
-from proxy.recording.far_side import Alone, Onward
-from proxy.recording.follower import Follower
+from proxy.recording.destination import Alone, Onward
+from proxy.recording.reading_along import Follower
 from proxy.recording.record_report import RecordReport
 
 if TYPE_CHECKING:

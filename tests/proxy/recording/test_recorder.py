@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-import proxy.recording.far_side
+import proxy.recording.destination
 from formats.stream.events import SectionBegin
 from proxy.errors import ExitCode
 from proxy.net.address import TcpAddress
@@ -173,7 +173,7 @@ async def test_a_source_that_resets_once_it_was_told_is_recorded(tmp_path: Path)
 async def test_a_source_that_never_goes_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy.recording.far_side, "_GOODBYE", 0.05)
+    monkeypatch.setattr(proxy.recording.destination, "_GOODBYE", 0.05)
     async with recording(tmp_path) as it:
         await send(it.source, STREAM[8:])
         assert (await it.report()).exit_code is ExitCode.OK

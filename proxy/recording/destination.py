@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from formats.frame.event import Raw
     from formats.stream.events import Command
     from proxy.net.connection import Connection
-    from proxy.recording.follower import Follower
+    from proxy.recording.reading_along import Follower
 
 _MOST_WAITS: Final = 10
 _GOODBYE: Final = 10.0

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from formats.errors import TruncatedStreamError
-from proxy.recording.follower import Follower
+from proxy.recording.reading_along import Follower
 from tests.proxy.helpers import cut, device_state
 from tests.proxy.recording.record_streams import DEVICES, OPAQUE, STREAM
 
