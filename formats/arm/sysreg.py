@@ -13,6 +13,7 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 from formats.tables import read_table
@@ -169,43 +170,46 @@ def _banks(register_id: int, name: str) -> Iterator[tuple[int, str]]:
 @functools.cache
 def _registers() -> dict[int, Register]:
     """Give every register that has a fixed name, by id."""
-    registers: dict[int, Register] = {}
-
-    def add(register_id: int, name: str, kind: Kind) -> None:
+    registers = {register.id: register for register in _numbered()}
+    for register_id, name, kind in _listed():
+        if kind is None:
+            kind = registers[register_id].kind if register_id in registers else Kind.STATE
         registers[register_id] = Register(register_id, name, kind, known=True)
-
-    def add_entry(register_id: int, name: str, entry: dict[str, Any]) -> None:
-        usual = registers[register_id].kind if register_id in registers else Kind.STATE
-        add(register_id, name, Kind(entry.get("kind", usual)))
-
-    # Arm keeps the whole of these spaces for identification; reserved places read as zero, and are listed too.
-    for crm in range(1, 8):
-        for op2 in range(8):
-            add(_sysreg_id(3, 0, 0, crm, op2), f"ID_RES_3_0_0_{crm}_{op2}", Kind.IDENTIFICATION)
-    for crm in range(1, 16):
-        for opc2 in range(8):
-            for bank, name in _banks(_coproc_id(15, 0, 0, crm, opc2), f"ID_RES_P15_0_C0_C{crm}_{opc2}"):
-                add(bank, name, Kind.IDENTIFICATION)
-    for csselr in range(256):
-        add(_CCSIDR | csselr, f"CCSIDR_EL1[{csselr}]", Kind.CACHE_ID)
-
-    sections: dict[str, dict[str, Any]] = read_table("formats.arm", "sysregs.toml")
-    for key, value in sections["aarch64"].items():
-        entry = _as_entry(value)
-        add_entry(_sysreg_id(*map(int, key.split("."))), entry["name"], entry)
-    for key, value in sections["aarch32"].items():
-        entry = _as_entry(value)
-        for bank, name in _banks(_coproc_id_from_key(key), entry["name"]):
-            add_entry(bank, name, entry)
-    for key, value in sections["firmware"].items():
-        add(_FIRMWARE | int(key), value, Kind.FIRMWARE)
-    for key, value in sections["feature_bitmap"].items():
-        add(_FEATURE_BITMAP | int(key), value, Kind.FEATURE_BITMAP)
     return registers
 
 
-def _as_entry(value: str | dict[str, Any]) -> dict[str, Any]:
-    return {"name": value} if isinstance(value, str) else value
+def _numbered() -> Iterator[Register]:
+    """Give the registers whose names follow a rule."""
+    # Arm keeps the whole of these spaces for identification; reserved places read as zero, and are listed too.
+    for crm, op2 in product(range(1, 8), range(8)):
+        reserved = _sysreg_id(3, 0, 0, crm, op2)
+        yield Register(reserved, f"ID_RES_3_0_0_{crm}_{op2}", Kind.IDENTIFICATION, known=True)
+    for crm, opc2 in product(range(1, 16), range(8)):
+        for bank, name in _banks(_coproc_id(15, 0, 0, crm, opc2), f"ID_RES_P15_0_C0_C{crm}_{opc2}"):
+            yield Register(bank, name, Kind.IDENTIFICATION, known=True)
+    for csselr in range(256):
+        yield Register(_CCSIDR | csselr, f"CCSIDR_EL1[{csselr}]", Kind.CACHE_ID, known=True)
+
+
+def _listed() -> Iterator[tuple[int, str, Kind | None]]:
+    """Give id and name of the registers in `sysregs.toml`, and their kind where it is not the place's usual one."""
+    sections: dict[str, dict[str, Any]] = read_table("formats.arm", "sysregs.toml")
+    for key, value in sections["aarch64"].items():
+        yield _sysreg_id(*map(int, key.split("."))), *_name_and_kind(value)
+    for key, value in sections["aarch32"].items():
+        plain, kind = _name_and_kind(value)
+        for bank, name in _banks(_coproc_id_from_key(key), plain):
+            yield bank, name, kind
+    for key, value in sections["firmware"].items():
+        yield _FIRMWARE | int(key), value, Kind.FIRMWARE
+    for key, value in sections["feature_bitmap"].items():
+        yield _FEATURE_BITMAP | int(key), value, Kind.FEATURE_BITMAP
+
+
+def _name_and_kind(value: str | dict[str, Any]) -> tuple[str, Kind | None]:
+    if isinstance(value, str):
+        return value, None
+    return value["name"], Kind(value["kind"]) if "kind" in value else None
 
 
 @functools.cache

@@ -125,6 +125,11 @@ class RamReader(IterableReader):
             return Record(8, 0, False)
         if kind == MULTIFD_FLUSH:
             return Record(8, 0, False)
+        return self._page_record(flags, data, position, offset)
+
+    def _page_record(self, flags: int, data: memoryview, position: int, offset: int) -> Record | None:
+        """Read the record of a page: be64, u8 length + idstr unless CONTINUE is set, then what the kind says."""
+        kind = flags & ~CONTINUE
         if kind & HOOK:
             raise self.unsupported("a RAM record of an RDMA migration", offset, "migrate over tcp instead of rdma")
         if self._mapped is not None:

@@ -43,3 +43,12 @@ ACCEPTS: Final[dict[State, frozenset[RecordType]]] = {
     State.AFTER_EOF: frozenset({RecordType.VMDESCRIPTION}),
 }
 """The record types that each state between records takes; any other is malformed."""
+
+
+def accepted(byte: int, state: State) -> RecordType | None:
+    """Return the type of the record that begins with a byte; None when no such record may come in that state."""
+    try:
+        record_type = RecordType(byte)
+    except ValueError:
+        return None
+    return record_type if record_type in ACCEPTS[state] else None

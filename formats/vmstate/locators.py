@@ -204,52 +204,73 @@ def locate_by_footers(held: bytearray, end: int | None, base: int) -> list[Devic
 
 
 def _only_way(held: bytearray, headers: "list[_Header]", end: int, base: int) -> list[DeviceSection] | None:
-    """Count the ways from the first header to the end, from the back; `ways[n]` is how many lead on from cut n."""
-    cuts: list[tuple[int, _Header | None]] = [(end, None), *((header.start, header) for header in reversed(headers))]
-    ways: dict[int, int] = {}
-    following: dict[int, int] = {}
-    ways_by_id: defaultdict[int, int] = defaultdict(int)
-    next_by_id: dict[int, int] = {}
-    near: deque[tuple[int, int]] = deque()
-
-    def settle(cut: int, footer_id: int) -> None:
-        ways_by_id[footer_id] += ways[cut]
-        next_by_id[footer_id] = cut
-
-    for cut, header in cuts:
-        if header is None:
-            ways[cut] = 1
-        else:
-            while near and near[0][0] >= cut + _LONGEST_HEADER + FOOTER_SIZE:
-                settle(*near.popleft())
-            count = ways_by_id[header.section_id]
-            step = next_by_id.get(header.section_id)
-            for close, footer_id in near:
-                if footer_id == header.section_id and close >= header.body + FOOTER_SIZE:
-                    count += ways[close]
-                    step = close
-            exact = _exact_end(held, header)
-            if exact is not None:
-                step = exact + FOOTER_SIZE
-                fits = _footer_at(held, exact) == header.section_id
-                count = ways.get(step, 0) if fits else 0
-            if not count or step is None:
-                continue
-            ways[cut], following[cut] = min(count, 2), step
-        if cut:
-            near.append((cut, int.from_bytes(held[cut - 4 : cut], "big")))
-
-    if 0 not in ways:
+    """Return the sections of the one way that leads from the first header to the end; None when none does."""
+    ways = _Ways(held, end)
+    for header in reversed(headers):
+        ways.weigh(header)
+    if 0 not in ways.counts:
         return None
-    if ways[0] > 1:
+    if ways.counts[0] > 1:
         raise _ambiguous("its footers allow more than one way to cut it into sections", base)
     by_start = {header.start: header for header in headers}
     sections = []
     position = 0
-    while position in following:
-        sections.append(by_start[position].section(following[position] - FOOTER_SIZE))
-        position = following[position]
+    while position in ways.following:
+        sections.append(by_start[position].section(ways.following[position] - FOOTER_SIZE))
+        position = ways.following[position]
     return sections
+
+
+class _Ways:
+    """How many ways lead from a cut to the end, counted from the back.
+
+    Attributes:
+        counts: How many lead on from a cut, by its position; 2 stands for more, too.
+        following: The next cut on one of them.
+    """
+
+    def __init__(self, held: bytearray, end: int) -> None:
+        self.counts: dict[int, int] = {end: 1}
+        self.following: dict[int, int] = {}
+        self._held = held
+        self._ways_by_id: defaultdict[int, int] = defaultdict(int)
+        self._next_by_id: dict[int, int] = {}
+        self._near: deque[tuple[int, int]] = deque()
+        self._add(end)
+
+    def weigh(self, header: "_Header") -> None:
+        """Count the ways that begin with the section of a header; those further back were weighed before."""
+        cut = header.start
+        exact = _exact_end(self._held, header)
+        count, step = self._by_footers(header) if exact is None else self._by_schema(header, exact)
+        if count and step is not None:
+            self.counts[cut], self.following[cut] = min(count, 2), step
+            self._add(cut)
+
+    def _add(self, cut: int) -> None:
+        """Let sections end at a cut, by the id in the footer before it."""
+        if cut:
+            self._near.append((cut, int.from_bytes(self._held[cut - 4 : cut], "big")))
+
+    def _by_footers(self, header: "_Header") -> tuple[int, int | None]:
+        """Sum up the ways on from all cuts whose footer has the header's id, and lies behind the header."""
+        near = self._near
+        while near and near[0][0] >= header.start + _LONGEST_HEADER + FOOTER_SIZE:
+            far, footer_id = near.popleft()
+            self._ways_by_id[footer_id] += self.counts[far]
+            self._next_by_id[footer_id] = far
+        count = self._ways_by_id[header.section_id]
+        step = self._next_by_id.get(header.section_id)
+        for close, footer_id in near:
+            if footer_id == header.section_id and close >= header.body + FOOTER_SIZE:
+                count += self.counts[close]
+                step = close
+        return count, step
+
+    def _by_schema(self, header: "_Header", end: int) -> tuple[int, int]:
+        step = end + FOOTER_SIZE
+        fits = _footer_at(self._held, end) == header.section_id
+        return self.counts.get(step, 0) if fits else 0, step
 
 
 def _exact_end(held: bytearray, header: _Header) -> int | None:
