@@ -150,7 +150,7 @@ class Relay:
     async def _serve_what(self, what: "Session | Connection | None", session: Session, source: "Connection") -> None:
         """Carry a connection that `_wait_begin` has looked at."""
         if isinstance(what, Session):
-            if not await what.carry_preempt(source, session.dial):
+            if not await what.channels.carry_preempt(source, session.dial):
                 self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
         elif what is not None:
             where = session.key[1]
@@ -244,7 +244,7 @@ class Relay:
             session.reject()
             return
         migration.guest = guest
-        await migration.carry_channel(source, opening, session.dial)
+        await migration.channels.carry_multifd(source, opening, session.dial)
 
     def _find(self, key: tuple[str, str], fits: "Callable[[Session], bool]" = bool) -> Session | None:
         """Return the newest migration of a source's host and a destination that fits; None when none does."""

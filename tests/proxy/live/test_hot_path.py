@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from benchmarks.switchover import grown
-from proxy.live import session
+from proxy.live import leg
 from proxy.net.connection import SocketConnection
 from proxy.net.pumps import pass_on
 from proxy.rewriter import Rewriter
@@ -147,7 +147,7 @@ async def test_system_calls_for_a_buffer() -> None:
 async def test_zero_pages_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU sends them in pieces of 32 KiB; each that is taken alone costs a turn of everyone on the way."""
     piece = pages(3600, zero=True)
-    monkeypatch.setattr(session, "_GATHER", 0.3)
+    monkeypatch.setattr(leg, "_GATHER", 0.3)
     async with migration() as it:
         await send(it.source, HEAD[8:] + PART)
         await receive(it.destination, len(HEAD) - 8 + 5)
@@ -171,7 +171,7 @@ async def test_zero_pages_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["within a page", "the end of a part", "the guest stands"],
 )
 async def test_nothing_else_waits_for_more(monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes, ...]) -> None:
-    monkeypatch.setattr(session, "_GATHER", 60)
+    monkeypatch.setattr(leg, "_GATHER", 60)
     async with migration() as it:
         for piece in HEAD[8:], *pieces:
             await send(it.source, piece)

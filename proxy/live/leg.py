@@ -1,0 +1,160 @@
+"""A leg of a migration: the source's connection, the destination's, and the two pumps between them.
+
+A migration has one; a postcopy migration that was interrupted has another for each time that it is recovered.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from formats.channels.return_path import ReturnPathListener
+from proxy.errors import PeerError
+from proxy.net.pumps import pass_on, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from formats.frame.event import Raw
+    from proxy.net.connection import Connection
+    from proxy.rewriter import Rewriter
+
+_RETURN_BUFFER: Final = 64 << 10
+
+_SMALL: Final = 256 << 10
+_GATHER: Final = 0.001
+"""Seconds in which more zero pages gather where few have come.
+
+QEMU sends them in pieces of 32 KiB, which stand for 14 MiB of memory. Those that nobody takes at once it sends in
+longer ones, with less work for itself, for the proxy and for the destination.
+"""
+
+_MOST_WAITS: Final = 10
+"""A source that is silent for so many waits in a row has sent all it has; its guest is stopped until it is answered."""
+
+
+class Leg:
+    """Carries a stream from a source to a destination, through the rewriter, and the return path back as it is."""
+
+    def __init__(
+        self,
+        source: "Connection",
+        destination: "Connection",
+        rewriter: "Rewriter",
+        *,
+        buffer: memoryview,
+        vmdesc_wait: float,
+        on_release: "Callable[[], None]",
+    ) -> None:
+        """Make a leg.
+
+        Args:
+            source: The source's connection.
+            destination: The destination's.
+            rewriter: Says what may go on.
+            buffer: What is received into.
+            vmdesc_wait: Seconds to wait for a vmdesc that seems to be missing.
+            on_release: Is called whenever bytes have gone on to the destination.
+        """
+        self._source = source
+        self._destination = destination
+        self._rewriter = rewriter
+        self._buffer = buffer
+        self._vmdesc_wait = vmdesc_wait
+        self._on_release = on_release
+        self._listener = ReturnPathListener()
+        self._destination_ended = False
+        self._scope = trio.CancelScope()
+        self._lost: PeerError | None = None
+
+    @property
+    def shut(self) -> int | None:
+        """What the destination's SHUT said; None when none has come."""
+        return self._listener.shut
+
+    async def run(self, pieces: "list[Raw]") -> None:
+        """Run both directions, until they end or the leg is lost.
+
+        Args:
+            pieces: What goes on first.
+
+        Raises:
+            PeerError: A connection broke, the leg was lost, or the destination did not confirm that it has the guest.
+            Also what `Rewriter.feed` raises.
+        """
+        with self._scope:
+            await together(self._forward(pieces), self._backward())
+        if self._lost is not None:
+            raise self._lost
+        self._check_confirmed()
+
+    def lose(self, error: PeerError) -> None:
+        """End the pumps with an error."""
+        self._lost = error
+        self._scope.cancel()
+
+    async def _forward(self, pieces: "list[Raw]") -> None:
+        """Source to destination, through the rewriter."""
+        rewriter = self._rewriter
+        await self._release(pieces)
+        waits = 0
+        while True:
+            if rewriter.awaiting_vmdesc and not waits:
+                # The guest stands; what the footers leave no doubt about need not wait for a vmdesc.
+                await self._release(rewriter.without_vmdesc())
+            if rewriter.opaque:
+                await self._pass_on()
+                received: int | None = 0
+            else:
+                received = await self._receive()
+            waits = waits + 1 if received is None else 0
+            if received is None:
+                await self._release(rewriter.vmdesc_overdue(last_word=waits == _MOST_WAITS))
+            elif received:
+                await self._release(rewriter.feed(self._buffer[:received]))
+                if received < _SMALL and rewriter.amid_small_records:
+                    await trio.sleep(_GATHER)
+            else:
+                if self._destination_ended and not rewriter.complete:
+                    raise PeerError("destination", "gave up before it had the guest; its own log says why")
+                await self._release(rewriter.end())
+                await self._destination.finish()
+                return
+
+    async def _pass_on(self) -> None:
+        """Pass on all that is still to come, which is not looked at."""
+        report = self._rewriter.report
+
+        def count(length: int) -> None:
+            report.bytes_in += length
+            report.bytes_out += length
+
+        await pass_on(self._source, self._destination, count)
+
+    async def _receive(self) -> int | None:
+        """Receive into the buffer; None when a vmdesc that seems to be missing is overdue."""
+        if not self._rewriter.awaiting_vmdesc:
+            return await self._source.receive(self._buffer)
+        received: int | None = None
+        with trio.move_on_after(self._vmdesc_wait):
+            received = await self._source.receive(self._buffer)
+        return received
+
+    async def _release(self, pieces: "list[Raw]") -> None:
+        for piece in pieces:
+            await self._destination.send(piece)
+            self._rewriter.report.bytes_out += len(piece)
+        self._on_release()
+
+    async def _backward(self) -> None:
+        """Destination to source: the return path, passed on as it comes."""
+        with memoryview(bytearray(_RETURN_BUFFER)) as view:
+            while received := await self._destination.receive(view):
+                await self._source.send(view[:received])
+                self._listener.listen(view[:received])
+        self._destination_ended = True
+        await self._source.finish()
+
+    def _check_confirmed(self) -> None:
+        """With a return path, a migration is done when the destination says so, not when its stream was sent."""
+        if self._rewriter.return_path and self._listener.shut != 0:
+            raise PeerError("destination", self._listener.ending)

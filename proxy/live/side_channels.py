@@ -1,0 +1,88 @@
+"""The connections beside a migration's main one: multifd channels, and the one of postcopy-preempt."""
+
+from typing import TYPE_CHECKING
+
+from proxy.errors import PeerError, ProxyError
+from proxy.live.channel import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import trio
+
+    from proxy.net.connection import Connection
+    from proxy.report import Report
+
+    Dial = Callable[[], Awaitable[Connection]]
+
+
+class SideChannels:
+    """Carries the channels of one migration; one that is lost ends it.
+
+    Attributes:
+        has_preempt: Whether there is a postcopy-preempt channel.
+    """
+
+    def __init__(self, all_sent: "trio.Event", report: "Report", lose: "Callable[[PeerError], None]") -> None:
+        """Make it for one migration.
+
+        Args:
+            all_sent: Set when the main channel has sent all.
+            report: Counts the channels.
+            lose: Ends the migration.
+        """
+        self.has_preempt = False
+        self._all_sent = all_sent
+        self._report = report
+        self._lose = lose
+        self._channels: set[Channel] = set()
+
+    async def carry_multifd(self, source: "Connection", opening: bytes, dial: "Dial") -> None:
+        """Carry a multifd channel to its end, `opening` first; if it is lost, so is the migration."""
+        channel = Channel(dial, source, self._all_sent)
+        self._channels.add(channel)
+        self._report.channels += 1
+        try:
+            await channel.run(opening)
+        except ProxyError as error:
+            self._lose(PeerError(_peer_of(error), f"lost a multifd channel: {error}"))
+        finally:
+            self._channels.discard(channel)
+
+    async def carry_preempt(self, source: "Connection", dial: "Dial") -> bool:
+        """Carry the postcopy-preempt channel to its end; return whether the destination took it as one."""
+        channel = Channel(dial, source, self._all_sent)
+        self._channels.add(channel)
+        self.has_preempt = True
+        self._report.channels += 1
+        try:
+            await channel.run(b"")
+        except ProxyError as error:
+            if channel.dialled:
+                self._lose(PeerError(_peer_of(error), f"lost the preempt channel: {error}"))
+        finally:
+            self._channels.discard(channel)
+            if not channel.dialled:
+                self.has_preempt = False
+                self._report.channels -= 1
+        return channel.dialled
+
+    def cut(self) -> None:
+        """Cut all of them, as a pause in postcopy does; they come anew with the recovery."""
+        for channel in self._channels:
+            channel.cut()
+        self.has_preempt = False
+
+    def swallow(self) -> None:
+        """Take what their sources send, and pass nothing on."""
+        for channel in self._channels:
+            channel.swallow()
+
+    def end(self, *, clean: bool) -> None:
+        """End all of them, cleanly or with a reset."""
+        for channel in self._channels:
+            channel.end(clean=clean)
+
+
+def _peer_of(error: ProxyError) -> str:
+    return error.peer if isinstance(error, PeerError) else "destination"
