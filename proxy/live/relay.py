@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from formats.channels.multifd import channel_guest, is_channel
+from formats.channels.multifd import is_channel
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
-from proxy.live.server_first import SILENCE, carry, wait_first_word
+from proxy.live.arrivals import Arrivals, is_recoverable
+from proxy.live.server_first import carry
 from proxy.live.session import Session
 from proxy.live.session_config import SessionConfig
+from proxy.live.under_way import UnderWay
 from proxy.net.listening import Listener, listen_on
 from proxy.stop_signals import STOP_SIGNALS, let_come
 
@@ -31,11 +33,6 @@ _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 
 _BREATH: Final = 0.2
 _PROGRESS_EVERY: Final = 10.0
-_CHANNEL_WAIT: Final = 10.0
-"""Seconds that a channel waits for its migration, which may be accepted a little later."""
-
-_SILENCE: Final = 0.05
-"""Seconds after which a connection that says nothing may be a preempt channel; all others begin at once."""
 
 
 @dataclass(slots=True)
@@ -57,9 +54,11 @@ class Relay:
     tls: "ServerTls | None" = None
     _begun: int = 0
     _exit_code: ExitCode = ExitCode.OK
-    _draining: bool = False
-    _sessions: list[Session] = field(default_factory=list)
-    _changed: trio.Event = field(default_factory=trio.Event)
+    _under_way: UnderWay = field(init=False, default_factory=UnderWay)
+    _arrivals: Arrivals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._arrivals = Arrivals(self.config.route, self._under_way, lambda line: self.say(line))
 
     async def run(self, *bounds: "Bound") -> ExitCode:
         """Take migrations from what is bound, until told to stop; then it is closed.
@@ -85,10 +84,7 @@ class Relay:
 
     def stop(self) -> None:
         """Take no more migrations; those under way go on to their end, and their further connections are taken."""
-        self._draining = True
-        for session in self._sessions:
-            session.last_call()
-        self._tell_change()
+        self._under_way.drain()
 
     # --- connections
 
@@ -113,7 +109,7 @@ class Relay:
                 await trio.sleep(_BREATH)
 
     async def _cancel_when_done(self, scope: trio.CancelScope) -> None:
-        await self._until(lambda: self._draining and not self._sessions)
+        await self._under_way.until(lambda: self._under_way.draining and not self._under_way)
         scope.cancel()
 
     async def _serve(self, source: "Connection") -> None:
@@ -135,8 +131,8 @@ class Relay:
                 return
         try:
             session = Session(self.config, source)
-            session.on_change = self._tell_change
-            what = await self._wait_begin(session, source)
+            session.on_change = self._under_way.tell_change
+            what = await self._arrivals.wait_begin(session, source)
             self.config.route.check_not_own(source)
         except RefusedError as error:
             self.say(f"{source.name} is refused: {error}")
@@ -148,7 +144,7 @@ class Relay:
             await self._serve_what(what, session, source)
 
     async def _serve_what(self, what: "Session | Connection | None", session: Session, source: "Connection") -> None:
-        """Carry a connection that `_wait_begin` has looked at."""
+        """Carry a connection that `Arrivals.wait_begin` has looked at."""
         if isinstance(what, Session):
             if not await what.channels.carry_preempt(source, session.dial):
                 self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
@@ -162,102 +158,13 @@ class Relay:
         elif not session.opening:
             session.reject()
         elif is_channel(session.opening):
-            await self._serve_channel(session, source)
-        elif is_recovery(session.opening) and (paused := self._find(session.key, _is_recoverable)) is not None:
+            await self._arrivals.carry_channel(session, source)
+        elif is_recovery(session.opening) and (paused := self._under_way.find(session.key, is_recoverable)) is not None:
             paused.take_back(source, bytes(session.opening))
-        elif self._draining or (self.once and self._begun):
+        elif self._under_way.draining or (self.once and self._begun):
             session.reject()
         else:
             await self._serve_migration(session, source)
-
-    async def _wait_begin(self, session: Session, source: "Connection") -> "Session | Connection | None":
-        """Wait for what a connection begins with.
-
-        A preempt channel says nothing until the destination asks for pages over the main channel. What was redirected
-        may be no migration at all; see `server_first`. When no more migrations are taken, connections that say
-        nothing and belong to none are let go.
-
-        Returns:
-            The migration that it is the preempt channel of; or the destination's connection, where the destination
-            spoke first; or None, and the session has the opening, if there is one.
-
-        Raises:
-            RefusedError: It is the proxy's own.
-            PeerError: The destination of a silent one cannot be reached.
-        """
-        greeted: Connection | None = None
-        problem: ProxyError | None = None
-
-        async def begin(scope: trio.CancelScope) -> None:
-            if not await session.wait_begin():
-                self.say(f"{source.name} connected and left without a word")
-            scope.cancel()
-
-        async def claim(scope: trio.CancelScope) -> None:
-            await trio.sleep(_SILENCE)
-            await self._until(
-                lambda: (
-                    self._find(session.key, _wants_preempt) is not None
-                    or (self._draining and self._find(session.key) is None)
-                )
-            )
-            scope.cancel()
-
-        async def dial_on(scope: trio.CancelScope) -> None:
-            nonlocal greeted, problem
-            await trio.sleep(SILENCE)
-            try:
-                self.config.route.check_not_own(source)
-                destination = await session.dial()
-                session.take(destination)
-                await wait_first_word(destination)
-                greeted = destination
-            except (RefusedError, PeerError) as error:
-                problem = error
-            scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(begin, nursery.cancel_scope)
-            nursery.start_soon(claim, nursery.cancel_scope)
-            if self.config.route.redirects:
-                nursery.start_soon(dial_on, nursery.cancel_scope)
-        if session.opening or session.gone:
-            return None
-        if problem is not None:
-            session.reject()
-            raise problem
-        return self._find(session.key, _wants_preempt) or greeted
-
-    async def _serve_channel(self, session: Session, source: "Connection") -> None:
-        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
-        opening = bytes(session.opening)
-        guest = channel_guest(opening)
-
-        def takes_it(migration: Session) -> bool:
-            return migration.dialled.is_set() and migration.guest in (None, guest)
-
-        with trio.move_on_after(_CHANNEL_WAIT):
-            await self._until(lambda: self._find(session.key, takes_it) is not None)
-        migration = self._find(session.key, takes_it)
-        if migration is None:
-            self.say(f"{source.name}: a multifd channel without its migration")
-            session.reject()
-            return
-        migration.guest = guest
-        await migration.channels.carry_multifd(source, opening, session.dial)
-
-    def _find(self, key: tuple[str, str], fits: "Callable[[Session], bool]" = bool) -> Session | None:
-        """Return the newest migration of a source's host and a destination that fits; None when none does."""
-        return next((one for one in reversed(self._sessions) if one.key == key and fits(one)), None)
-
-    async def _until(self, true: "Callable[[], bool]") -> None:
-        """Wait until something is true of the migrations under way."""
-        while not true():
-            await self._changed.wait()
-
-    def _tell_change(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
     # --- migrations
 
@@ -266,19 +173,18 @@ class Relay:
         number, started = self._begun, trio.current_time()
         self.say(f"migration {number}: from {source.name} to {session.key[1]}")
         session.on_pause = lambda line: self.say(f"migration {number}: {line}")
-        self._sessions.append(session)
-        self._tell_change()
+        self._under_way.begin(session)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, number, session.report)
             try:
                 await session.run()
             finally:
-                self._sessions.remove(session)
+                self._under_way.end(session)
                 nursery.cancel_scope.cancel()
                 self._end(number, session.report, trio.current_time() - started)
                 if self.once:
                     self.stop()
-                self._tell_change()
+                self._under_way.tell_change()
 
     async def _tell_progress(self, number: int, report: "Report") -> None:
         while True:
@@ -299,18 +205,10 @@ class Relay:
     async def _obey_signals(self, signals: "AsyncIterator[int]", everything: trio.CancelScope) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if self._draining:
+            if self._under_way.draining:
                 self.say(f"{name}: resetting the migrations under way")
                 self._exit_code = ExitCode.FAILED
                 everything.cancel()
                 return
             self.say(f"{name}: no new migrations; send it again to reset those under way")
             self.stop()
-
-
-def _is_recoverable(session: Session) -> bool:
-    return session.recoverable
-
-
-def _wants_preempt(session: Session) -> bool:
-    return session.wants_preempt

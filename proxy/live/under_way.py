@@ -1,0 +1,56 @@
+"""The migrations that are under way, and waiting for one that a further connection belongs to."""
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.live.session import Session
+
+
+class UnderWay:
+    """The sessions of the migrations that are under way.
+
+    Attributes:
+        draining: Whether no more migrations are taken.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._sessions: list[Session] = []
+        self._changed = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def begin(self, session: "Session") -> None:
+        """Add a migration that begins."""
+        self._sessions.append(session)
+        self.tell_change()
+
+    def end(self, session: "Session") -> None:
+        """Remove one that has ended; `tell_change` is to follow."""
+        self._sessions.remove(session)
+
+    def drain(self) -> None:
+        """Take no more; those under way go on to their end, but wait for no recovery."""
+        self.draining = True
+        for session in self._sessions:
+            session.last_call()
+        self.tell_change()
+
+    def find(self, key: tuple[str, str], fits: "Callable[[Session], bool]" = bool) -> "Session | None":
+        """Return the newest migration of a source's host and a destination that fits; None when none does."""
+        return next((one for one in reversed(self._sessions) if one.key == key and fits(one)), None)
+
+    async def until(self, true: "Callable[[], bool]") -> None:
+        """Wait until something is true of the migrations under way."""
+        while not true():
+            await self._changed.wait()
+
+    def tell_change(self) -> None:
+        """Say that something may be true now that was not."""
+        self._changed.set()
+        self._changed = trio.Event()
