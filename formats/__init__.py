@@ -1,1 +1,87 @@
-"""The wire formats of a QEMU migration: bytes in, events out; no socket, no file, no clock, no policy."""
+"""The wire formats of a QEMU migration: bytes in, events out; no socket, no file, no clock, no policy.
+
+What stands in `__all__` is for other programs, see docs/library.md; all else may change without notice. Nothing is
+loaded before it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from formats.errors import (
+        DeviceStateTooLargeError,
+        ForeignStreamError,
+        FormatError,
+        MalformedStreamError,
+        RefusedStreamError,
+        TruncatedStreamError,
+        UnknownCpuVersionError,
+        UnlocatableSectionError,
+        UnsupportedFeatureError,
+    )
+    from formats.frame.event import NEED_DATA
+    from formats.reading import Section, Vcpu, read_events, read_sections, read_vcpus
+    from formats.stream.events import (
+        Command,
+        Configuration,
+        FileHeader,
+        IterableData,
+        LateVmdesc,
+        MappedPages,
+        PostcopyData,
+        SectionBegin,
+        SectionFooter,
+    )
+    from formats.stream.parser import StreamParser
+    from formats.vmstate.device_state import DeviceState
+    from formats.vmstate.fields import DecodedField
+
+__all__ = [
+    "NEED_DATA",
+    "Command",
+    "Configuration",
+    "DecodedField",
+    "DeviceState",
+    "DeviceStateTooLargeError",
+    "FileHeader",
+    "ForeignStreamError",
+    "FormatError",
+    "IterableData",
+    "LateVmdesc",
+    "MalformedStreamError",
+    "MappedPages",
+    "PostcopyData",
+    "RefusedStreamError",
+    "Section",
+    "SectionBegin",
+    "SectionFooter",
+    "StreamParser",
+    "TruncatedStreamError",
+    "UnknownCpuVersionError",
+    "UnlocatableSectionError",
+    "UnsupportedFeatureError",
+    "Vcpu",
+    "read_events",
+    "read_sections",
+    "read_vcpus",
+]
+
+_ROOMS = {
+    "formats.errors": {name for name in __all__ if name.endswith("Error")},
+    "formats.frame.event": {"NEED_DATA"},
+    "formats.reading": {"Section", "Vcpu", "read_events", "read_sections", "read_vcpus"},
+    "formats.stream.parser": {"StreamParser"},
+    "formats.vmstate.device_state": {"DeviceState"},
+    "formats.vmstate.fields": {"DecodedField"},
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = next((room for room, names in _ROOMS.items() if name in names), "formats.stream.events")
+    return getattr(import_module(room), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,13 +1,13 @@
 """Captured streams: rewriting them, and reading their vCPUs and sections; constant memory whatever their size."""
 
 import os
+from functools import partial
 from typing import IO, TYPE_CHECKING, Final, Protocol
 
+from formats import reading
 from formats.files.mapped_ram import CAPABILITY as MAPPED_RAM
-from formats.frame.event import NEED_DATA
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from formats.stream.events import AnyEvent, Configuration
-from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 
@@ -61,19 +61,13 @@ def rewrite(source: "Source", sink: IO[bytes] | None, rewriter: "Rewriter", prog
 
 
 def read_events(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Iterator[AnyEvent]":
-    """Yield the events of a whole stream; each is good until the next is asked for.
+    """Yield the events of a whole stream, without reading mapped pages where the source can be sought in.
 
     Raises:
         FormatError: The stream is broken, or cannot be read on safely.
         OSError: It cannot be read.
     """
-    parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=True)
-    for chunk in _chunks(source):
-        parser.feed(chunk)
-        while (event := parser.next_event()) is not NEED_DATA:
-            yield event
-        if skipped := _step_over(source, parser.skippable):
-            yield parser.skip(skipped)
+    return reading.read_events(_chunks(source), device_state_limit=device_state_limit, skip=partial(_step_over, source))
 
 
 def read_vcpus(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "list[RegisterList]":
