@@ -68,7 +68,7 @@ class _Way:
     """Carries bytes one way; all but the beginning and the end of it happens in a carrier's thread.
 
     Attributes:
-        source: Where the bytes come from, a duplicate descriptor, as both ways of a connection may have the same carrier.
+        source: Where the bytes come from; a duplicate, as both ways of a connection may have the same carrier.
         target: Where they go, likewise.
         possible: Whether the kernel can do it with such sockets.
         problem: What ended it before its time.
