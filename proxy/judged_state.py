@@ -1,7 +1,7 @@
 """One device state, judged: what its vCPUs' registers came to, and the bytes that go on."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from formats.vmstate.removal import without_registers
 from formats.vmstate.vcpus import open_vcpus
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from formats.vmstate.device_state import DeviceState
     from formats.vmstate.locators import DeviceSection
     from proxy.judging.judge import Judge
+
+
+_MOST_NAMES: Final = 12
+"""Names of registers in one line at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ def in_one_line(refusals: list[Verdict]) -> str:
     first = refusals[0]
     others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
     reason = "; ".join(filter(None, (first.why, first.rule, first.advice)))
+    if len(others) > _MOST_NAMES:
+        others[_MOST_NAMES:] = [f"and {len(others) - _MOST_NAMES} more, which 'check' lists"]
     return f"{first.name}: {reason}" + (f"; refused, too: {', '.join(others)}" if others else "")
 
 

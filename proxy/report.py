@@ -106,7 +106,7 @@ def _count(changes: "list[Verdict]", would_be: str = "") -> str:
     parts = []
     if swapped:
         names = ", ".join(sorted({verdict.name for verdict in swapped}))
-        parts.append(f"{names} of {_vcpus(swapped)} {would_be}changed")
+        parts.append(f"{names} of {_vcpus(swapped)} {would_be}swapped")
     if dropped:
         count = counted(len({verdict.register for verdict in dropped}), "register")
         parts.append(f"{count} of {_vcpus(dropped)} {would_be}left out")

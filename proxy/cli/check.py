@@ -8,6 +8,7 @@ import click
 from formats.arm.sysreg import describe
 from formats.errors import FormatError
 from proxy.captures.stream_or_profile import read_source
+from proxy.cli.lines import echo
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
@@ -29,18 +30,19 @@ _WORDS = {
 }
 
 
-@click.command("check")
+@click.command("check", short_help="Tell whether a guest can go, and what would be swapped.")
 @click.argument("source", metavar="SOURCE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--all", "show_same", is_flag=True, help="List the registers that are the same on both sides, too.")
+@click.option("--summary", is_flag=True, help="Print the answer alone, in one line.")
 @judge_options
-def command(*, source: str, as_json: bool, show_same: bool, options: JudgeOptions) -> None:
+def command(*, source: str, as_json: bool, show_same: bool, summary: bool, options: JudgeOptions) -> None:
     """Tell whether the guest of SOURCE can go to the destination, and what would be changed. Nothing is moved.
 
     SOURCE is a captured stream, or a host's profile, which stands for a guest that was just started there. The answer
     is the one that 'run' would carry out with the same options: what becomes of each register, what the guest will see
-    of it, which features the destination lacks, and which errata its processor has. Exit code 0: the guest can go; 4:
-    it cannot.
+    of it, which features the destination lacks, and which errata its processor has. The answer stands first; --summary
+    prints nothing else. Exit code 0: the guest can go; 4: it cannot.
 
     \b
     Examples:
@@ -49,6 +51,8 @@ def command(*, source: str, as_json: bool, show_same: bool, options: JudgeOption
       sudo vmstate-proxy check guest.stream --kvm --allow-midr 0x411fd070 --json
     """
     judge = options.judge
+    if as_json and summary:
+        raise click.UsageError("give either --json or --summary")
     if judge.host is None:
         raise click.UsageError("say what the destination is: --host PROFILE, --midr ID, or --kvm for this host")
     try:
@@ -65,12 +69,17 @@ def command(*, source: str, as_json: bool, show_same: bool, options: JudgeOption
             "asked": "profile" if judge.trial is None else "kvm",
         }
         click.echo(json.dumps(head | answer.as_dict(), indent=1))
+    elif summary:
+        click.echo(_conclusion(answer))
     else:
         _show(answer, judge, show_same=show_same)
     raise click.exceptions.Exit(ExitCode.OK if answer.goes else ExitCode.REFUSED)
 
 
 def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
+    echo(_conclusion(answer))
+    for option in answer.options:
+        click.echo(f"  if the guest can do with that: {option}")
     if show_same:
         for register in answer.same:
             click.echo(f"{'same':9} {describe(register).name}")
@@ -78,12 +87,9 @@ def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
     _list("The destination has less of what the guest was told:", answer.lost)
     _list("The hosts differ in more than registers:", answer.differences)
     _show_errata(answer)
-    click.echo(_conclusion(answer))
-    for option in answer.options:
-        click.echo(f"  if the guest can do with that: {option}")
     if judge.host is not None and judge.host.others is None:
         known = counted(len(judge.host.values), "register")
-        click.echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
+        echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
 
 
 def _show_verdicts(answer: Answer) -> None:
@@ -95,10 +101,10 @@ def _show_verdicts(answer: Answer) -> None:
     for those in sorted(groups.values(), key=lambda those: (order[those[0].register], those[0].vcpu)):
         one = those[0]
         which = "" if len(those) == answer.vcpus else f" (vCPU {_ranges(verdict.vcpu for verdict in those)})"
-        click.echo(f"{_WORDS[one.action]:9} {one.name}{which}  {_values(one)}")
+        echo(f"{_WORDS[one.action]:9} {one.name}{which}  {_values(one)}", indent=12)
         for line in (one.why, what_the_guest_sees(one), one.rule):
             if line:
-                click.echo(f"{'':12}{line}")
+                echo(f"{'':12}{line}", indent=12)
 
 
 def _values(one: Verdict) -> str:
@@ -131,9 +137,9 @@ def _erratum(erratum: "Erratum") -> str:
 def _list(head: str, lines: "Iterable[str]") -> None:
     shown = list(lines)
     if shown:
-        click.echo(head)
+        echo(head)
         for line in shown:
-            click.echo(f"  {line}")
+            echo(f"  {line}", indent=4)
 
 
 def _conclusion(answer: Answer) -> str:

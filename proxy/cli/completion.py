@@ -7,7 +7,7 @@ _PROGRAM = "vmstate-proxy"
 _VARIABLE = "_VMSTATE_PROXY_COMPLETE"
 
 
-@click.command("completion")
+@click.command("completion", short_help="Print what makes a shell complete commands and options.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, *, shell: str) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _OF_THE_GUEST = (Kind.STATE, Kind.TIMER, Kind.COUNTER)
 
 
-@click.command("diff")
+@click.command("diff", short_help="Show how two streams or host profiles differ.")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

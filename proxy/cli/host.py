@@ -14,7 +14,12 @@ from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile, learn_profile, write_profile
 
 
-@click.group("host", cls=LazyGroup, commands_in={"matrix": "proxy.cli.host_matrix"})
+@click.group(
+    "host",
+    short_help="Make profiles of hosts, and compare them.",
+    cls=LazyGroup,
+    commands_in={"matrix": "proxy.cli.host_matrix"},
+)
 def command() -> None:
     """Make profiles of hosts, the registers that a host has and the values that its KVM insists on; compare them.
 
@@ -26,7 +31,7 @@ def command() -> None:
     """
 
 
-@command.command("learn")
+@command.command("learn", short_help="Make a host's profile from a stream recorded on it.")
 @click.argument("source", metavar="STREAM")
 @click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
 @click.option("--description", help="A line for people; by default the stream's name.")
@@ -54,7 +59,7 @@ def learn(*, source: str, output: str, description: str | None) -> None:
     _write(profile, output)
 
 
-@command.command("probe")
+@command.command("probe", short_help="Make this host's profile by asking its KVM (arm64).")
 @click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
 @vcpu_features_option
 def probe(*, output: str, vcpu_features: frozenset[Feature] | None) -> None:

@@ -15,7 +15,7 @@ from proxy.hosts.profile_file import load_profile
 from proxy.judging.policy import Policy
 
 
-@click.command("matrix")
+@click.command("matrix", short_help="Tell who can go where, for every pair of hosts.")
 @click.argument("profiles", metavar="PROFILE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", metavar="FILE", help="Write a page with a heat map whose cells open the verdicts.")

@@ -34,7 +34,7 @@ _SHOWN = 16
 """Bytes or elements of a long field that are shown; JSON has them all."""
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show the sections and registers of a captured stream.")
 @click.argument("source", metavar="IN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--registers", "all_registers", is_flag=True, help="List every register, not only the invariant ones.")
@@ -74,11 +74,10 @@ def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | No
         click.echo(json.dumps(document, indent=1))
     elif wanted is not None:
         _show_decoded(contents.decoded)
-    else:
+    elif contents.length:
         _show(contents, all_registers)
     if problem is None and wanted is not None and not contents.decoded:
-        names = ", ".join(sorted({section.name for section in contents.sections if section.type == _TYPES[4]}))
-        raise ConfigError(f"--section: {source} has no device section {wanted!r}; it has {names or 'none'}")
+        raise ConfigError(f"--section: {contents.not_decoded(source, wanted)}")
     if problem is not None:
         click.echo(f"vmstate-proxy: {source}: {problem}", err=True)
         raise click.exceptions.Exit(exit_code_of(problem))
@@ -160,6 +159,18 @@ class _Contents:
             if self.wanted is not None and fnmatchcase(section.name, self.wanted):
                 self.decoded.append((found, list(decode_section(state.held, section))))
         self.vcpus += open_vcpus(state)
+
+    def not_decoded(self, source: str, wanted: str) -> str:
+        """Say why there is nothing to decode: such a section is iterable, or there is none."""
+        iterable = sorted({one.name for one in self.sections if one.type != _TYPES[4]})
+        iterable = [name for name in iterable if fnmatchcase(name, wanted)]
+        if iterable:
+            return (
+                f"{', '.join(iterable)} of {source}: an iterable section, whose records are stepped over and not "
+                "decoded; device sections are"
+            )
+        names = ", ".join(sorted({section.name for section in self.sections if section.type == _TYPES[4]}))
+        return f"{source} has no device section {wanted!r}; it has {names or 'none'}"
 
     def as_dict(self) -> dict[str, Any]:
         if self.wanted is not None:

@@ -14,7 +14,7 @@ _AS_IT_IS = "\b"
 """With this, click's help begins a paragraph whose lines stay as they are."""
 
 
-@click.command("manual")
+@click.command("manual", short_help="Write the manual pages of all commands.")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
 @click.pass_context
 def command(context: click.Context, *, folder: str) -> None:

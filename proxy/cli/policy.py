@@ -11,7 +11,7 @@ from proxy.errors import ConfigError
 from proxy.stdio import STDIO
 
 
-@click.group("policy")
+@click.group("policy", short_help="Write a policy, or have one explained.")
 def command() -> None:
     """Write policies, and have them explained: which processors are close enough, and what may change.
 
@@ -22,7 +22,7 @@ def command() -> None:
     """
 
 
-@command.command("init")
+@command.command("init", short_help="Write an example policy.")
 @click.argument("output", metavar="[FILE]", default=STDIO)
 def init(*, output: str) -> None:
     """Write a commented example policy to FILE, or to standard output.
@@ -40,7 +40,7 @@ def init(*, output: str) -> None:
         file.write(example)
 
 
-@command.command("check")
+@command.command("check", short_help="Say in words what a policy allows.")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def check(*, path: Path) -> None:
     """Check the policy in FILE, and say in words what it means.

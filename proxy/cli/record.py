@@ -6,7 +6,7 @@ from proxy.cli.run import say
 from proxy.stdio import STDIO
 
 
-@click.command("record")
+@click.command("record", short_help="Take one migration and keep what its source sends.")
 @click.argument("target", metavar="OUT")
 @click.option(
     "--listen", required=True, metavar="URI", help="Where the source connects: tcp:HOST:PORT; port 0 takes any."

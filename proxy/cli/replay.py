@@ -8,7 +8,7 @@ from proxy.cli.progress import progress_on
 from proxy.errors import RefusedError
 
 
-@click.command("replay")
+@click.command("replay", short_help="Send a captured stream to a destination QEMU.")
 @click.argument("stream", metavar="STREAM")
 @click.argument("destination", metavar="URI")
 @click.option(

@@ -1,5 +1,7 @@
 """`vmstate-proxy rewrite`."""
 
+import sys
+
 import click
 
 from formats.errors import FormatError
@@ -14,7 +16,7 @@ from proxy.rewriter import Rewriter
 from proxy.stdio import STDIO
 
 
-@click.command("rewrite")
+@click.command("rewrite", short_help="Rewrite a captured stream, as run would.")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="[OUT]", required=False)
 @click.option("--in-place", is_flag=True, help="Change IN itself, which must not be packed, and write no OUT.")
@@ -68,5 +70,6 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
             raise
         finally:
             add(rewriter.report)
-    click.echo(f"vmstate-proxy: {source}: {rewriter.report.summary()}", err=True)
+    if report != STDIO or not sys.stdout.isatty():  # whoever reads the report there needs no second one
+        click.echo(f"vmstate-proxy: {source}: {rewriter.report.summary()}", err=True)
     raise click.exceptions.Exit(rewriter.report.exit_code)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.net.transparent import Redirection
 
 
-@click.command("run")
+@click.command("run", short_help="Carry live migrations to a destination.")
 @click.option(
     "--listen",
     required=True,

@@ -7,7 +7,7 @@ from proxy.net.nft_rules import RuleSet, Side, parse_network
 from proxy.net.redirection import PortRange
 
 
-@click.group("transparent")
+@click.group("transparent", short_help="Take migrations that nftables redirects to the proxy.")
 def command() -> None:
     """Have migrations redirected to the proxy, which are then carried on to where they were going.
 
@@ -20,7 +20,7 @@ def command() -> None:
     """
 
 
-@command.command("rules")
+@command.command("rules", short_help="Print the nftables rules that redirect them.")
 @click.option(
     "--listen",
     required=True,

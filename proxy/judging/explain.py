@@ -27,7 +27,11 @@ def what_the_guest_sees(verdict: Verdict) -> str | None:
         f"{field.name} {_number(field, verdict.new)} instead of {_number(field, verdict.old)}"
         for field in verdict.fields
     ]
-    return f"the guest will read {', '.join(texts)}"
+    if texts:
+        return f"the guest will read {', '.join(texts)}"
+    if verdict.old is None or verdict.new is None:
+        return None
+    return f"the guest will find {verdict.new:#x} in place of {verdict.old:#x}"
 
 
 def lost_features(verdicts: Iterable[Verdict]) -> list[str]:

@@ -4,15 +4,17 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, get_args
 
 import msgspec
 
+import proxy
 from proxy.errors import ConfigError
 from proxy.settings.toml_lines import line_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_VERSION: Final = "schema_version"
 _AT: Final = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `(?P<name>[^`]+)`")
 _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
@@ -46,7 +48,9 @@ def load_toml(path: Path, kind: type[T]) -> Settings[T]:
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
-        return Settings(path, text, msgspec.convert(tomllib.loads(text), kind))
+        found = tomllib.loads(text)
+        _check_version(path, text, found, kind)
+        return Settings(path, text, msgspec.convert(found, kind))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except msgspec.ValidationError as error:
@@ -54,6 +58,22 @@ def load_toml(path: Path, kind: type[T]) -> Settings[T]:
     except (ValueError, RecursionError) as error:
         # tomllib's errors are ValueErrors, and name line and column themselves.
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_version(path: Path, text: str, found: dict[str, object], kind: type[msgspec.Struct]) -> None:
+    """Raise a ConfigError that says what helps, where a file does not say its version or is of a newer one."""
+    field = next((one for one in msgspec.structs.fields(kind) if one.name == _VERSION), None)
+    if field is None:
+        return
+    (known,) = get_args(field.type)
+    if _VERSION not in found:
+        raise ConfigError(f"{path}:1: {_VERSION}: it is missing; write {_VERSION} = {known} at the top of the file")
+    version = found[_VERSION]
+    if isinstance(version, int) and version > known:
+        raise ConfigError(
+            f"{_where(path, text, (_VERSION,))}: {version} is of a newer vmstate-proxy; this one, "
+            f"{proxy.__version__}, reads {known}"
+        )
 
 
 def _explained(path: Path, text: str, message: str) -> str:

@@ -86,10 +86,10 @@ def test_a_reason_found_in_the_stream_stands(outcome: Outcome, exit_code: ExitCo
 def test_the_summary_counts_registers_and_vcpus() -> None:
     report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, 10, 11)
     report.changes = [swap(0), swap(1), swap(1, REVIDR_EL1)]
-    assert report.summary() == "rewritten: MIDR_EL1, REVIDR_EL1 of 2 vCPUs changed (10 bytes in, 11 out)"
+    assert report.summary() == "rewritten: MIDR_EL1, REVIDR_EL1 of 2 vCPUs swapped (10 bytes in, 11 out)"
     report.changes = []
     report.would_change = [swap()]
     report.outcome, report.reason = Outcome.UNCHANGED, "would be refused: why"
     assert report.summary() == (
-        "unchanged; MIDR_EL1 of 1 vCPU would be changed: would be refused: why (10 bytes in, 11 out)"
+        "unchanged; MIDR_EL1 of 1 vCPU would be swapped: would be refused: why (10 bytes in, 11 out)"
     )

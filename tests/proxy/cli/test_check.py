@@ -66,9 +66,9 @@ def named(result: Result, word: str) -> list[str]:
     return [register for register, row in rows(result).items() if row[0] == word]
 
 
-def last_line(result: Result) -> str:
-    """Return the last line that is not indented: after it, options are listed that would help."""
-    return [line for line in result.out.decode().splitlines() if not line.startswith(" ")][-1]
+def answer(result: Result) -> str:
+    """Return the first line; under it, options are listed that would help."""
+    return result.out.decode().splitlines()[0]
 
 
 def options(result: Result) -> list[str]:
@@ -93,7 +93,7 @@ def test_a_guest_that_can_go_through_the_proxy(run: Callable[..., Result], older
         "0x0",
         ["the destination has no such register", "harmless: the guest's processor has no FEAT_TCR2"],
     )
-    assert last_line(result) == (
+    assert answer(result) == (
         "The guest can go through the proxy, with 5 registers swapped and 17 registers left out; directly it is "
         "refused."
     )
@@ -105,7 +105,7 @@ def test_a_guest_that_cannot_go(run: Callable[..., Result], older: Path) -> None
     assert named(result, "refused") == NEWER_SWAPPED
     assert named(result, "left out") == NEWER_DROPPED
     assert options(result) == ["--allow-register", ",".join(NEWER_SWAPPED)]
-    assert last_line(result) == "The guest cannot go: 5 registers are refused."
+    assert answer(result) == "The guest cannot go: 5 registers are refused."
 
 
 def test_a_guest_that_may_go_as_it_is(run: Callable[..., Result], tmp_path: Path, older: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_guest_that_may_go_as_it_is(run: Callable[..., Result], tmp_path: Path
     assert result.code == 0
     assert set(named(result, "accepted")) >= {"CCSIDR_EL1[0]", "CLIDR_EL1"}
     assert named(result, "swapped") == ["ID_AA64DFR0_EL1"]
-    assert "with 1 register swapped; directly it is refused" in last_line(result)
+    assert "with 1 register swapped; directly it is refused" in answer(result)
 
 
 def test_check_says_what_blind_would_change_without_need(
@@ -131,17 +131,23 @@ def test_check_says_what_blind_would_change_without_need(
     for source in (CAPTURES / f"{OLDER}.xz", older):
         result = run("check", source, "--host", path)
         assert (result.code, named(result, "swapped")) == (0, [])
-        assert last_line(result) == "The destination takes the guest as it is; nothing has to be changed."
+        assert answer(result) == "The destination takes the guest as it is; nothing has to be changed."
         result = run("check", source, "--host", path, "--mode", "blind")
         assert result.code == 0
         assert len(named(result, "swapped")) == 5
-        assert "nothing has to be changed; through the proxy it goes with 5 registers swapped" in last_line(result)
+        assert "nothing has to be changed; through the proxy it goes with 5 registers swapped" in answer(result)
+
+
+def test_the_summary_is_the_answer_alone(run: Callable[..., Result], older: Path) -> None:
+    result = run(*CHECK, "--host", older, "--summary")
+    assert (result.code, result.out) == (4, b"The guest cannot go: 5 registers are refused.\n")
+    assert run(*CHECK, "--host", older, "--summary", "--json").code == 2
 
 
 def test_check_of_a_processor_alone_says_that_it_is_no_more(run: Callable[..., Result]) -> None:
     result = run(*CHECK, "--midr", "0x414fd0c1")
     assert result.code == 0
-    assert "Nothing but 1 register was compared" in last_line(result)
+    assert "\nNothing but 1 register was compared" in result.out.decode()
     result = run(*CHECK, "--midr", hex(R3))
     assert result.code == 4
     assert "The guest cannot go: 1 register is refused." in result.out.decode()
@@ -212,7 +218,7 @@ def test_a_rewrite_that_leaves_registers_out(run: Callable[..., Result], tmp_pat
     result = run("rewrite", CHECK[1], tmp_path / "out", "--host", older, *ALLOW_SWAPPED)
     assert result.code == 0
     assert (tmp_path / "out").read_bytes() == downgraded(capture(NEWER))
-    assert ", ".join(sorted(NEWER_SWAPPED)) + " of 1 vCPU changed, 17 registers of 1 vCPU left out (" in result.error()
+    assert ", ".join(sorted(NEWER_SWAPPED)) + " of 1 vCPU swapped, 17 registers of 1 vCPU left out (" in result.error()
     shown = run("inspect", tmp_path / "out", "--json").json
     assert len(shown["vcpus"][0]["registers"]) == 241
     # It is a stream like any other.
@@ -234,7 +240,7 @@ def test_several_vcpus_share_a_line_where_they_are_alike(
     assert found["CTR_EL0 (vCPU 0)"][:2] == ("refused", "0x8444c003 here, 0x8444c004 there")
     assert found["CTR_EL0 (vCPU 1)"][:2] == ("refused", "0x8444c002 here, 0x8444c004 there")
     assert len(found) == 4
-    assert last_line(result) == "The guest cannot go: 2 registers are refused."
+    assert answer(result) == "The guest cannot go: 2 registers are refused."
     result = run("check", tmp_path / "in", "--host", host, "--allow-midr", hex(R0), "--json")
     assert result.json["vcpus"] == 2
     assert len(result.json["verdicts"]) == 5
@@ -280,7 +286,7 @@ def test_a_mitigation_that_would_be_lost_is_told_in_words(
         assert (word, value_) == ("refused", "0x2 here, 0x0 there")
         assert "NOT_REQUIRED on the source, NOT_AVAIL on the destination" in why
         assert "never lowered" in rule
-        assert last_line(result) == "The guest cannot go: 1 register is refused."
+        assert answer(result) == "The guest cannot go: 1 register is refused."
 
 
 def test_a_stream_of_another_architecture_passes(run: Callable[..., Result], tmp_path: Path, older: Path) -> None:

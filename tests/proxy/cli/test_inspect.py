@@ -16,6 +16,7 @@ from tests.proxy.helpers import NAMES, capture, device_state, events, live, prof
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,3 +106,17 @@ def test_inspecting_a_truncated_stream_shows_what_was_read(run: Callable[..., Re
     assert shown.code == 3
     assert "machine virt-7.2" in shown.out.decode()
     assert len(re.findall(r" ram$", shown.out.decode(), re.MULTILINE)) == len(begun)
+
+
+def test_what_is_no_stream_has_no_table(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(b"\x89PNG\r\n")
+    result = run("inspect", tmp_path / "photo")
+    assert (result.code, result.out) == (3, b"")
+    assert "this is no migration stream" in result.error()
+
+
+def test_an_iterable_section_is_not_denied(run: Callable[..., Result]) -> None:
+    result = run("inspect", CAPTURES / f"{SMP2}.xz", "--section", "ra?")
+    assert (result.code, result.out) == (2, b"")
+    assert "ram of " in result.error()
+    assert "an iterable section, whose records are stepped over and not decoded" in result.error()

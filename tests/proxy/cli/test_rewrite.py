@@ -26,7 +26,7 @@ def test_the_scenario(run: Callable[..., Result], tmp_path: Path, host: Path, st
     result = run("rewrite", stream, out, "--host", host, "--allow-midr", "0x411fd070", "--report", report)
     assert result.code == 0
     assert result.out == b""
-    assert "rewritten: MIDR_EL1 of 2 vCPUs changed" in result.error()
+    assert "rewritten: MIDR_EL1 of 2 vCPUs swapped" in result.error()
     written = out.read_bytes()
     assert differences(capture(SMP2), written) == [
         value_at(capture(SMP2), MIDR_EL1, 0) + 7,

@@ -85,8 +85,8 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "schema_version"),
-        ("schema_version = 2", "schema_version"),
+        ("", "policy.toml:1: schema_version: it is missing; write schema_version = 1 at the top of the file"),
+        ("mode = 'blind'\nschema_version = 2", "policy.toml:2: schema_version: 2 is of a newer vmstate-proxy"),
         ("schema_version = 1\nmodes = 'repair'", "modes"),
         ("schema_version = 1\nmode = 'bold'", "mode"),
         ("schema_version = 1\nwhitelist = ['0x411fd070']", "whitelist"),

@@ -201,7 +201,7 @@ async def test_the_operator_is_told() -> None:
         await settled(it, 1)
     begun, ended = it.said
     assert re.fullmatch(r"migration 1: from tcp:127\.0\.0\.1:\d+ to tcp:127\.0\.0\.1:\d+", begun)
-    assert ended.startswith("migration 1: rewritten: MIDR_EL1 of 2 vCPUs changed (")
+    assert ended.startswith("migration 1: rewritten: MIDR_EL1 of 2 vCPUs swapped (")
 
 
 # --- listening
@@ -461,7 +461,7 @@ def test_a_signal_drains(number: signal.Signals, tmp_path: Path) -> None:
         assert end_well(*pair, done=1000) == EXPECTED
         _, err = process.communicate()
         assert process.returncode == 0
-    assert "rewritten: MIDR_EL1 of 2 vCPUs changed" in err
+    assert "rewritten: MIDR_EL1 of 2 vCPUs swapped" in err
     assert "Traceback" not in err
     assert json.loads(report.read_text())["outcome"] == "rewritten"
 
