@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.lab.cache import cache_folder
-from tests.lab.crossing import LOSES, Qemus, Treatment, cross
+from tests.lab.crossing import LOSES, cross
+from tests.lab.known_qemus import Qemus, Treatment
 from tests.lab.qemus import QEMUS, other_qemu
 from tests.lab.qmp import LabError
-from tests.lab.shapes import SHAPES, Shape
+from tests.lab.shapes import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tests.lab.shape import Shape
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "capabilities.md"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab.capabilities import TABLE, filled, in_words
-from tests.lab.crossing import Qemus
+from tests.lab.known_qemus import Qemus
 from tests.lab.shapes import SHAPES
 
 if TYPE_CHECKING:
