@@ -1,8 +1,7 @@
 """The section grammar: a push parser of the main channel of a migration.
 
 Feed it bytes, take events until `NEED_DATA`, feed more; when the source has ended, feed `b""` and take the rest.
-Device sections are held until all of them are there, because only then can they be located (see
-`formats.vmstate.locators`).
+Device sections are held until all of them are there, because only then can they be located (`state_reader`).
 In postcopy they come as a package, and what follows it is memory, which is not looked at any more.
 Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 """

@@ -13,6 +13,7 @@ from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
 from proxy.captures.stream_or_profile import read_profile
+from proxy.cli.lines import echo
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ExitCode, exit_code_of
 from proxy.hosts.host_registers import HostRegisters
@@ -117,12 +118,12 @@ def _show(one: _Side, other: _Side, registers: list[RegisterDifference], section
             click.echo(f"{name}  only in {which}" + ("" if value is None else f": {value:#x}"))
             continue
         fields = f"  ({'; '.join(difference.fields)})" if difference.fields else ""
-        click.echo(f"{name}  {difference.first:#x}, {difference.second:#x}{fields}")
+        echo(f"{name}  {difference.first:#x}, {difference.second:#x}{fields}", indent=4)
     for section in sections:
         label = f"section {section.name!r} instance {section.instance}"
         if section.there != (True, True):
             click.echo(f"{label}  only in {'A' if section.there[0] else 'B'}")
         else:
-            click.echo(f"{label}: {', '.join(section.fields)}")
+            echo(f"{label}: {', '.join(section.fields)}", indent=4)
     if not registers and not sections and one.vcpus.keys() == other.vcpus.keys():
         click.echo("No differences.")

@@ -26,6 +26,7 @@ from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
+from proxy.cli.lines import echo
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ConfigError, exit_code_of
 
@@ -204,7 +205,7 @@ class _Contents:
 
 def _show(contents: _Contents, all_registers: bool) -> None:
     yes_no = {True: "yes", False: "no"}
-    click.echo(
+    echo(
         f"machine {contents.machine or 'not said'}, return path {yes_no[contents.return_path]}, "
         f"vmdesc {yes_no[contents.vmdesc]}, {contents.length} bytes, {len(contents.sections)} sections, "
         f"{len(contents.vcpus)} arm64 vCPUs"
@@ -241,7 +242,7 @@ def _show_decoded(decoded: list[tuple[_Section, list[DecodedField]]]) -> None:
                     click.echo(f"{'':21}  {'  ' * depth}{name}")
             above = one.path
             name = "  " * len(outer) + last
-            click.echo(f"{section.offset + one.offset:#12x} {one.length:8}  {name:32} {_shown(one.value)}")
+            echo(f"{section.offset + one.offset:#12x} {one.length:8}  {name:32} {_shown(one.value)}", indent=56)
         click.echo("")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from proxy.captures.complete_file import complete_file
+from proxy.cli.lines import echo
 from proxy.errors import ConfigError
 from proxy.stdio import STDIO
 
@@ -55,4 +56,4 @@ def check(*, path: Path) -> None:
     from proxy.judging.policy_words import in_words
 
     for line in in_words(load_policy(path)):
-        click.echo(line)
+        echo(line, indent=4)

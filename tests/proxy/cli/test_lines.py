@@ -7,6 +7,8 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 from tests.captures import CAPTURES
 from tests.proxy.helpers import ROOT
 
@@ -39,6 +41,22 @@ def test_a_check_fits_a_terminal_but_for_the_options_to_paste() -> None:
     assert lines[0].startswith("The guest cannot go: ")
     wide = [line for line in lines if len(line) > 80]
     assert all(line.startswith("  if the guest can do with that: --allow-") for line in wide)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", CAPTURES / "kvm-trixie-a57r3.xz", "--registers"),
+        ("inspect", CAPTURES / "kvm-trixie-a57r3.xz", "--section", "pl011"),
+        ("diff", CAPTURES / "kvm-trixie-a57r3.xz", CAPTURES / "kvm-bookworm-n1.xz"),
+        ("policy", "check", "proxy/judging/policy_example.toml"),
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[::2])),
+)
+def test_a_terminal_has_room_for_every_line(arguments: tuple[object, ...]) -> None:
+    lines = on_a_terminal([*COMMAND, *map(str, arguments)])
+    assert len(lines) > 10
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_check_for_a_program_has_whole_lines() -> None:
