@@ -19,7 +19,7 @@ from proxy.judging.policy import Mode, Policy
 from proxy.judging.rules import Rule, RuleAction, Rules
 from proxy.judging.whitelist import Pairing
 from proxy.net.redirection import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
-from proxy.settings.words import NO_MIDR, droppable_register, invariant_register, parse_midr, parse_source
+from proxy.settings.register_names import NO_MIDR, droppable_register, invariant_register, parse_midr, parse_source
 
 _MODES = [mode.value for mode in Mode]
 

@@ -8,8 +8,8 @@ import msgspec
 from formats.arm.sysreg import describe
 from proxy.errors import ConfigError
 from proxy.hosts.profile import HostProfile
+from proxy.settings.register_names import register_id, register_value
 from proxy.settings.toml_file import Settings, load_toml
-from proxy.settings.words import register_id, register_value
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

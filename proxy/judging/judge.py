@@ -14,7 +14,7 @@ from proxy.judging.register_comparison import Comparison
 from proxy.judging.rules import RuleAction
 from proxy.judging.verdict import Action, Registers, Verdict
 from proxy.judging.whitelist import pairing_for
-from proxy.settings.words import NO_MIDR
+from proxy.settings.register_names import NO_MIDR
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile

@@ -12,8 +12,7 @@ from proxy.errors import ConfigError
 from proxy.judging.policy import Mode, Policy, Requirements
 from proxy.judging.rules import OverlapError, Rule, RuleAction, Rules
 from proxy.judging.whitelist import Pairing
-from proxy.settings.toml_file import Settings, load_toml
-from proxy.settings.words import (
+from proxy.settings.register_names import (
     droppable_register,
     host_register,
     invariant_register,
@@ -21,6 +20,7 @@ from proxy.settings.words import (
     suggested,
     whitelisted_processors,
 )
+from proxy.settings.toml_file import Settings, load_toml
 
 
 class _Set(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,7 +6,13 @@ import pytest
 
 from formats.arm.sysreg import MIDR_EL1
 from proxy.errors import ConfigError, ExitCode
-from proxy.settings.words import droppable_register, invariant_register, parse_midr, register_id, register_value
+from proxy.settings.register_names import (
+    droppable_register,
+    invariant_register,
+    parse_midr,
+    register_id,
+    register_value,
+)
 from tests.proxy.helpers import R0
 
 
