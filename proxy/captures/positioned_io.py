@@ -1,4 +1,4 @@
-"""Reading and writing at places of a file, all of it, wherever its position is."""
+"""Reading and writing whole pieces at given offsets of a file (pread, pwrite)."""
 
 import os
 

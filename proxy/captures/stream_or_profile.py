@@ -1,4 +1,4 @@
-"""What may come: the vCPUs of a captured stream, or one of a guest that starts on a host that has a profile."""
+"""The vCPUs of a guest that may come: of a captured stream, or as the profile of the host it starts on has them."""
 
 import os
 from pathlib import Path
