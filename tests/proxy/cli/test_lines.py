@@ -6,11 +6,15 @@ import os
 import pty
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.captures import CAPTURES
-from tests.proxy.helpers import ROOT
+from tests.proxy.helpers import ROOT, capture
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HOSTS = CAPTURES / "hosts"
 COMMAND = [sys.executable, "-m", "proxy"]
@@ -71,3 +75,12 @@ def test_no_help_is_cut() -> None:
         assert commands
         assert not [line for line in commands if line.endswith("...")]
         assert max(map(len, commands)) <= 80
+
+
+def test_an_error_of_a_rewrite_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(capture("kvm-trixie-a57r0")[:100_000])
+    command = [*COMMAND, "rewrite", str(tmp_path / "cut"), str(tmp_path / "out"), "--midr", "0x411fd073"]
+    for report in ([], ["--report", "-"], ["--report", str(tmp_path / "report")]):
+        said = " ".join(on_a_terminal([*command, *report]))
+        assert said.count("the stream ends where") == 1
+    assert not (tmp_path / "out").exists()
