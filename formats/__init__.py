@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         UnlocatableSectionError,
         UnsupportedFeatureError,
     )
-    from formats.frame.event import NEED_DATA
+    from formats.frame.event import NEED_DATA, Event
     from formats.reading import Section, Vcpu, read_events, read_sections, read_vcpus
     from formats.stream.events import (
         Command,
@@ -43,6 +43,7 @@ __all__ = [
     "DecodedField",
     "DeviceState",
     "DeviceStateTooLargeError",
+    "Event",
     "FileHeader",
     "ForeignStreamError",
     "FormatError",
@@ -68,7 +69,7 @@ __all__ = [
 
 _ROOMS = {
     "formats.errors": {name for name in __all__ if name.endswith("Error")},
-    "formats.frame.event": {"NEED_DATA"},
+    "formats.frame.event": {"NEED_DATA", "Event"},
     "formats.reading": {"Section", "Vcpu", "read_events", "read_sections", "read_vcpus"},
     "formats.stream.parser": {"StreamParser"},
     "formats.vmstate.device_state": {"DeviceState"},

@@ -69,7 +69,8 @@ def read_events(
             For mapped-ram files that can be sought in. None reads their pages, too.
 
     Raises:
-        MalformedStreamError: The bytes are no migration stream, or end before its end.
+        MalformedStreamError: The bytes are no migration stream, or end before its end. Behind a postcopy package, where
+            nothing is looked at, an end that comes too early is not noticed.
         RefusedStreamError: Its sections cannot be located for certain, or it uses what cannot be read.
 
     Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
