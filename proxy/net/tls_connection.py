@@ -131,6 +131,8 @@ class TlsConnection(Connection):
         try:
             self._socket.unwrap()
             self._ended = True  # the peer had said goodbye before
+        except ssl.SSLZeroReturnError:
+            self._ended = True  # it had ended, if only the socket, and takes no goodbye any more
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as error:

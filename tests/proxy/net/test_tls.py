@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -262,6 +263,18 @@ async def test_what_came_before_a_goodbye_is_not_lost(tmp_path: Path, near: Auth
     assert await one.receive(memoryview(bytearray(1))) == 0
     one.close()
     other.close()
+
+
+async def test_a_peer_that_ended_in_order_and_can_be_told_no_goodbye_has_ended(tmp_path: Path, near: Authority) -> None:
+    """As QEMU's multifd channels do: an end of file, then a reset, as something that was sent to it lies unread."""
+    one, other = await both_ends(near.folder(tmp_path / "both", "server", "client"))
+    await one.send(b"unread")
+    socket.socket.shutdown(other._socket, socket.SHUT_RDWR)
+    os.close(other._socket.detach())
+    await trio.lowlevel.wait_readable(one._socket)
+    await one.finish()
+    assert await one.receive(memoryview(bytearray(1))) == 0
+    one.close()
 
 
 async def test_credentials_that_vanish_end_no_service(tmp_path: Path, near: Authority, far: Authority) -> None:
