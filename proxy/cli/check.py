@@ -8,7 +8,7 @@ import click
 from formats.arm.sysreg import describe
 from formats.errors import FormatError
 from proxy.captures.stream_or_profile import read_source
-from proxy.cli.lines import echo
+from proxy.cli.lines import COLUMNS, echo
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
@@ -37,12 +37,12 @@ _WORDS = {
 @click.option("--summary", is_flag=True, help="Print the answer alone, in one line.")
 @judge_options
 def command(*, source: str, as_json: bool, show_same: bool, summary: bool, options: JudgeOptions) -> None:
-    """Tell whether the guest of SOURCE can go to the destination, and what would be changed. Nothing is moved.
+    """Tell whether the guest of SOURCE can go to the destination, and what would be swapped or left out.
 
-    SOURCE is a captured stream, or a host's profile, which stands for a guest that was just started there. The answer
-    is the one that 'run' would carry out with the same options: what becomes of each register, what the guest will see
-    of it, which features the destination lacks, and which errata its processor has. The answer stands first; --summary
-    prints nothing else. Exit code 0: the guest can go; 4: it cannot.
+    Nothing is moved. SOURCE is a captured stream, or a host's profile, which stands for a guest that was just started
+    there. The answer is the one that 'run' would carry out with the same options: what becomes of each register, what
+    the guest will see of it, which features the destination lacks, and which errata its processor has. The answer
+    stands first; --summary prints nothing else. Exit code 0: the guest can go; 4: it cannot.
 
     \b
     Examples:
@@ -78,8 +78,11 @@ def command(*, source: str, as_json: bool, show_same: bool, summary: bool, optio
 
 def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
     echo(_conclusion(answer))
+    if answer.options:
+        click.echo("  if the guest can do with that:")
     for option in answer.options:
-        click.echo(f"  if the guest can do with that: {option}")
+        for part in _to_paste(option):
+            click.echo(f"    {part}")
     if show_same:
         for register in answer.same:
             click.echo(f"{'same':9} {describe(register).name}")
@@ -92,6 +95,18 @@ def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
         echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
 
 
+def _to_paste(option: str) -> "Iterable[str]":
+    """Yield an option whose list is long as several that fit a terminal; given together, they say the same."""
+    name, _, rest = option.partition(" ")
+    line = ""
+    for item in rest.split(","):
+        if line and len(f"    {line},{item}") > COLUMNS:
+            yield line
+            line = ""
+        line = f"{line},{item}" if line else f"{name} {item}"
+    yield line
+
+
 def _show_verdicts(answer: Answer) -> None:
     """Print a table by register: equal verdicts of several vCPUs once, and under each what it rests on."""
     groups: dict[tuple[int, Action, int | None, int | None, str, str], list[Verdict]] = {}
@@ -101,7 +116,7 @@ def _show_verdicts(answer: Answer) -> None:
     for those in sorted(groups.values(), key=lambda those: (order[those[0].register], those[0].vcpu)):
         one = those[0]
         which = "" if len(those) == answer.vcpus else f" (vCPU {_ranges(verdict.vcpu for verdict in those)})"
-        echo(f"{_WORDS[one.action]:9} {one.name}{which}  {_values(one)}", indent=12)
+        echo(f"{_WORDS[one.action]:9} {one.name}{which}  {_values(one)}".rstrip(), indent=12)
         for line in (one.why, what_the_guest_sees(one), one.rule):
             if line:
                 echo(f"{'':12}{line}", indent=12)
@@ -113,7 +128,7 @@ def _values(one: Verdict) -> str:
         case Action.SWAP:
             return f"{here} -> {there}"
         case Action.DROP:
-            return here
+            return "" if one.old is None else here  # a profile does not tell the guest's own values
         case _:
             return f"{here} here, {there} there"
 
@@ -157,7 +172,7 @@ def _conclusion(answer: Answer) -> str:
     if not answer.direct:
         return f"The guest can go through the proxy, with {changes}; directly it is refused."
     unneeded = f"; through the proxy it goes with {changes} all the same" if changes else ""
-    return f"The destination takes the guest as it is; nothing has to be changed{unneeded}."
+    return f"The destination takes the guest as it is; no register has to be swapped{unneeded}."
 
 
 def _hexadecimal(value: int | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from proxy.captures.complete_file import complete_file
+from proxy.cli.lines import echo, terminal_width
 from proxy.cli.options import policy_options
 from proxy.cli.progress import counting
 from proxy.errors import ConfigError
@@ -62,14 +63,35 @@ def _load(name: str) -> FleetHost:
 
 def _show(fleet: Fleet) -> None:
     names = [host.name for host in fleet.hosts]
+    lines = _table(fleet, names)
+    columns = terminal_width()
+    if columns is None or max(map(len, lines)) <= columns:
+        for line in lines:
+            click.echo(line)
+    else:
+        _show_by_source(fleet, names)
+    click.echo("\nGroups, in which all can reach each other:")
+    for group in fleet.groups():
+        echo(f"  {', '.join(group)}", indent=4)
+
+
+def _table(fleet: Fleet, names: list[str]) -> list[str]:
     rows = [
         [source, *(in_short(fleet.answers[source, name]) if name != source else "-" for name in names)]
         for source in names
     ]
     table = [["from \\ to", *names], *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(names) + 1)]
-    for row in table:
-        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    click.echo("\nGroups, in which all can reach each other:")
-    for group in fleet.groups():
-        click.echo(f"  {', '.join(group)}")
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _show_by_source(fleet: Fleet, names: list[str]) -> None:
+    """Print what the table holds, for a terminal that is too narrow for it."""
+    for source in names:
+        click.echo(f"from {source} to")
+        answers: dict[str, list[str]] = {}
+        for name in names:
+            if name != source:
+                answers.setdefault(in_short(fleet.answers[source, name]), []).append(name)
+        for answer, those in answers.items():
+            echo(f"  {', '.join(those)}: {answer}", indent=4)

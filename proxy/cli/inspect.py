@@ -26,9 +26,10 @@ from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
-from proxy.cli.lines import echo
+from proxy.cli.lines import echo, first_of
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ConfigError, exit_code_of
+from proxy.report import counted
 
 _TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
 _SHOWN = 16
@@ -75,7 +76,7 @@ def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | No
         click.echo(json.dumps(document, indent=1))
     elif wanted is not None:
         _show_decoded(contents.decoded)
-    elif contents.length:
+    elif problem is None or contents.machine or contents.sections:
         _show(contents, all_registers)
     if problem is None and wanted is not None and not contents.decoded:
         raise ConfigError(f"--section: {contents.not_decoded(source, wanted)}")
@@ -170,8 +171,8 @@ class _Contents:
                 f"{', '.join(iterable)} of {source}: an iterable section, whose records are stepped over and not "
                 "decoded; device sections are"
             )
-        names = ", ".join(sorted({section.name for section in self.sections if section.type == _TYPES[4]}))
-        return f"{source} has no device section {wanted!r}; it has {names or 'none'}"
+        names = sorted({section.name for section in self.sections if section.type == _TYPES[4]})
+        return f"{source} has no device section {wanted!r}; it has {first_of(names, 'inspect')}"
 
     def as_dict(self) -> dict[str, Any]:
         if self.wanted is not None:
@@ -207,10 +208,11 @@ def _show(contents: _Contents, all_registers: bool) -> None:
     yes_no = {True: "yes", False: "no"}
     echo(
         f"machine {contents.machine or 'not said'}, return path {yes_no[contents.return_path]}, "
-        f"vmdesc {yes_no[contents.vmdesc]}, {contents.length} bytes, {len(contents.sections)} sections, "
-        f"{len(contents.vcpus)} arm64 vCPUs"
+        f"vmdesc {yes_no[contents.vmdesc]}, {contents.length} bytes, {counted(len(contents.sections), 'section')}, "
+        f"{counted(len(contents.vcpus), 'arm64 vCPU')}"
     )
-    click.echo(f"\n{'offset':>12} {'length':>12} {'type':5} {'id':>4} {'instance':>8} {'version':>7}  name")
+    if contents.sections:
+        click.echo(f"\n{'offset':>12} {'length':>12} {'type':5} {'id':>4} {'instance':>8} {'version':>7}  name")
     for section in contents.sections:
         click.echo(
             f"{section.offset:#12x} {section.length:12} {section.type:5} {section.id:4} {section.instance:8} "

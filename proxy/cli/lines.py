@@ -3,18 +3,30 @@
 import shutil
 import sys
 import textwrap
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COLUMNS: Final = 80
+"""What a line may take that is not wrapped to a terminal."""
+_MOST_NAMES: Final = 12
 _WIDEST: Final = 100
 _NARROWEST: Final = 40
 
 
+def terminal_width() -> int | None:
+    """Return how many columns standard output has; None if it is no terminal."""
+    return max(shutil.get_terminal_size().columns, _NARROWEST) if sys.stdout.isatty() else None
+
+
 def echo(line: str, *, indent: int = 0) -> None:
     """Print a line to standard output; on a terminal it is wrapped, what follows the first line indented."""
-    if sys.stdout.isatty():
-        width = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
+    columns = terminal_width()
+    if columns is not None:
+        width = min(columns, _WIDEST)
         line = textwrap.fill(
             line,
             width,
@@ -25,3 +37,12 @@ def echo(line: str, *, indent: int = 0) -> None:
             break_on_hyphens=False,
         )
     click.echo(line)
+
+
+def first_of(names: "Sequence[str]", where: str) -> str:
+    """Return names in one line; of many the first, and where the others stand."""
+    if not names:
+        return "none"
+    more = len(names) - _MOST_NAMES
+    shown = ", ".join(names[:_MOST_NAMES])
+    return shown if more <= 0 else f"{shown}, and {more} more, which {where} lists"

@@ -125,8 +125,8 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--mode",
         type=click.Choice(_MODES),
-        help="repair (default): change what differs and is listed. blind: give every invariant register the "
-        "destination's value. observe: change nothing, report what would be.",
+        help="repair (default): swap what differs and is listed. blind: give every invariant register the "
+        "destination's value. observe: swap nothing, report what would be.",
     )
     @functools.wraps(command)
     def wrapper(

@@ -44,7 +44,7 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
       vmstate-proxy rewrite guest.save moved.save --host rack7.toml --policy policy.toml
       # The same, without a copy, whatever the size of its memory:
       vmstate-proxy rewrite guest.save --in-place --host rack7.toml --policy policy.toml
-      # Only look at what would be changed:
+      # Only look at what would be swapped and left out:
       vmstate-proxy rewrite guest.stream --in-place --host rack7.toml --mode observe --report -
     """
     if in_place == (target is not None):

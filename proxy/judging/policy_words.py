@@ -8,9 +8,9 @@ from proxy.judging.rules import Rule, RuleAction
 from proxy.judging.whitelist import Pairing
 
 _MODES = {
-    Mode.REPAIR: "Only registers that the destination would refuse are changed, and only those listed here.",
+    Mode.REPAIR: "Only registers that the destination would refuse are swapped, and only those listed here.",
     Mode.BLIND: "Every invariant register takes the destination's value, listed or not.",
-    Mode.OBSERVE: "Nothing is changed and nothing refused; the report has what would be.",
+    Mode.OBSERVE: "Nothing is swapped, left out or refused; the report has what would be.",
 }
 _ACTIONS = {
     RuleAction.SWAP: "may take the destination's value",
@@ -34,7 +34,7 @@ def in_words(policy: Policy) -> Iterator[str]:
             for rule in rules:
                 yield f"  - {_rule(register, rule)}"
     else:
-        yield "No register may be changed."
+        yield "No register may be swapped."
     if policy.drop_harmless:
         yield "  - those that a guest cannot miss may be left out where the destination does not have them"
     yield "  - mitigations and hypercalls that the guest was told of are never lowered" + (

@@ -1,10 +1,12 @@
 """Reading TOML settings into msgspec structs, with errors that name the file, the line and the key."""
 
+import enum
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar, get_args
+from types import NoneType
+from typing import Any, Final, Generic, TypeVar, get_args
 
 import msgspec
 
@@ -17,7 +19,21 @@ T = TypeVar("T", bound=msgspec.Struct)
 _VERSION: Final = "schema_version"
 _AT: Final = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `(?P<name>[^`]+)`")
+_MISSING: Final = re.compile(r"missing required field `(?P<name>[^`]+)`")
+_WRONG_TYPE: Final = re.compile(r"^Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`$")
+_WRONG_WORD: Final = re.compile(r"^Invalid enum value (?P<word>.*)$")
 _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
+
+_TYPES: Final = {
+    "array": "a list",
+    "bool": "true or false",
+    "datetime": "a date",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "a text in quotes",
+}
+"""msgspec's names of types, and what they are in a TOML file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,7 @@ def load_toml(path: Path, kind: type[T]) -> Settings[T]:
         ConfigError: The file cannot be read, is no TOML, or does not fit `kind`.
     """
     text = ""
+    found: dict[str, Any] = {}
     try:
         text = path.read_text(encoding="utf-8")
         found = tomllib.loads(text)
@@ -54,14 +71,14 @@ def load_toml(path: Path, kind: type[T]) -> Settings[T]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except msgspec.ValidationError as error:
-        raise ConfigError(_explained(path, text, str(error))) from error
+        raise ConfigError(_explained(path, text, found, kind, str(error))) from error
     except (ValueError, RecursionError) as error:
         # tomllib's errors are ValueErrors, and name line and column themselves.
         raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_version(path: Path, text: str, found: dict[str, object], kind: type[msgspec.Struct]) -> None:
-    """Raise a ConfigError that says what helps, where a file does not say its version or is of a newer one."""
+    """Raise a ConfigError that says what helps, where a file does not say its version, or one that is not read here."""
     field = next((one for one in msgspec.structs.fields(kind) if one.name == _VERSION), None)
     if field is None:
         return
@@ -69,23 +86,73 @@ def _check_version(path: Path, text: str, found: dict[str, object], kind: type[m
     if _VERSION not in found:
         raise ConfigError(f"{path}:1: {_VERSION}: it is missing; write {_VERSION} = {known} at the top of the file")
     version = found[_VERSION]
-    if isinstance(version, int) and version > known:
+    where = _where(path, text, (_VERSION,))
+    if type(version) is not int or version < known:
+        raise ConfigError(f"{where}: it has to be {known}, the version that vmstate-proxy {proxy.__version__} reads")
+    if version > known:
         raise ConfigError(
-            f"{_where(path, text, (_VERSION,))}: {version} is of a newer vmstate-proxy; this one, "
-            f"{proxy.__version__}, reads {known}"
+            f"{where}: version {version} needs a newer vmstate-proxy; this one, {proxy.__version__}, reads version "
+            f"{known}"
         )
 
 
-def _explained(path: Path, text: str, message: str) -> str:
-    """Turn msgspec's `... - at $.rule[1].action` into a place in the file."""
+def _explained(path: Path, text: str, found: object, kind: type[msgspec.Struct], message: str) -> str:
+    """Turn msgspec's `... - at $.rule[1].action` into a place in the file, and its words into those of a TOML file."""
     key: list[str | int] = []
     if match := _AT.search(message):
         message = message[: match.start()]
-        key = [int(step[2]) if step[2] else step[1] or "" for step in _STEP.finditer(match["path"])]
+        for step in _STEP.finditer(match["path"]):
+            # msgspec does not tell which entry of a table with free keys it means: [...]
+            key.append(int(step[2]) if step[2] else step[1] or _wrong_entry(_at(found, key), _type_at(kind, key)))
     if unknown := _UNKNOWN.search(message):
         key.append(unknown["name"])
         message = "there is no such key"
+    elif missing := _MISSING.search(message):
+        if not key:
+            return f"{path}:1: {missing['name']}: it is missing"
+        key.append(missing["name"])
+        message = "it is missing"
+    elif wrong := _WRONG_TYPE.search(message):
+        wanted = wrong["wanted"].removesuffix(" | null")
+        message = f"it has to be {_TYPES.get(wanted, wanted)}, not {_TYPES.get(wrong['got'], wrong['got'])}"
+    elif wrong := _WRONG_WORD.search(message):
+        message = f"{wrong['word']} is none of {', '.join(_words(_type_at(kind, key)))}"
     return f"{_where(path, text, key)}: {message}" if key else f"{path}: {message}"
+
+
+def _at(found: Any, key: list[str | int]) -> Any:  # noqa: ANN401 - what a TOML file holds
+    for step in key:
+        found = found[step]
+    return found
+
+
+def _type_at(kind: Any, key: list[str | int]) -> Any:  # noqa: ANN401 - a type
+    """Return the type that a value has to have; key names the value."""
+    for step in key:
+        if NoneType in get_args(kind):
+            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            kind = next((one.type for one in msgspec.structs.fields(kind) if one.encode_name == step), None)
+        else:
+            kind = get_args(kind)[0 if isinstance(step, int) else -1]
+    return kind
+
+
+def _words(kind: object) -> list[str]:
+    """Return the words of which a value has to be one."""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return [str(word.value) for word in kind]
+    return [str(word) for word in get_args(kind)]
+
+
+def _wrong_entry(table: dict[str, object], kind: object) -> str:
+    """Return the first key of a table whose value is not of the type that all its values have to have."""
+    for name, value in table.items():
+        try:
+            msgspec.convert({name: value}, kind)
+        except msgspec.ValidationError:
+            return name
+    return "..."
 
 
 def _where(path: Path, text: str, key: "tuple[str | int, ...] | list[str | int]") -> str:

@@ -55,10 +55,12 @@ def rows(result: Result) -> dict[str, tuple[str, str, list[str]]]:
     for line in result.out.decode().splitlines():
         if line.startswith(" " * 12):
             under.append(line.strip())
-        elif match := re.fullmatch(r"(accepted|swapped|left out|refused) +(\S+(?: \(vCPU [\d, ]+\))?)  (.+)", line):
+        elif match := re.fullmatch(
+            r"(accepted|swapped|left out|refused) +(\S+(?: \(vCPU [\d, ]+\))?)(?:  (.+))?", line
+        ):
             under = []
             assert match[2] not in found
-            found[match[2]] = (match[1], match[3], under)
+            found[match[2]] = (match[1], match[3] or "", under)
     return found
 
 
@@ -73,8 +75,11 @@ def answer(result: Result) -> str:
 
 def options(result: Result) -> list[str]:
     """Return the options that the check says would allow what is refused."""
-    lines = re.findall(r"^  if the guest can do with that: (.+)$", result.out.decode(), re.MULTILINE)
-    return [word for line in lines for word in line.split()]
+    _, _, under = result.out.decode().partition("\n  if the guest can do with that:\n")
+    lists: dict[str, list[str]] = {}
+    for option, names in re.findall(r"^    (--\S+) (\S+)$", under, re.MULTILINE):
+        lists.setdefault(option, []).append(names)
+    return [word for option, names in lists.items() for word in (option, ",".join(names))]
 
 
 def test_a_guest_that_can_go_through_the_proxy(run: Callable[..., Result], older: Path) -> None:
@@ -99,6 +104,16 @@ def test_a_guest_that_can_go_through_the_proxy(run: Callable[..., Result], older
     )
 
 
+def test_a_profile_does_not_tell_the_values_of_what_is_left_out(
+    run: Callable[..., Result], tmp_path: Path, older: Path
+) -> None:
+    (tmp_path / "newer.toml").write_text(write_profile(profile(NEWER)))
+    found = rows(run("check", tmp_path / "newer.toml", "--host", older))
+    assert found["TCR2_EL1"][:2] == ("left out", "")
+    assert found["CCSIDR_EL1[3]"][0] == "left out"
+    assert found["CCSIDR_EL1[3]"][1].startswith("0x")
+
+
 def test_a_guest_that_cannot_go(run: Callable[..., Result], older: Path) -> None:
     result = run(*CHECK, "--host", older)
     assert (result.code, result.err) == (4, "")
@@ -111,7 +126,7 @@ def test_a_guest_that_cannot_go(run: Callable[..., Result], older: Path) -> None
 def test_a_guest_that_may_go_as_it_is(run: Callable[..., Result], tmp_path: Path, older: Path) -> None:
     result = run("check", CAPTURES / f"{OLDER}.xz", "--host", older)
     assert (result.code, result.err) == (0, "")
-    assert result.out == b"The destination takes the guest as it is; nothing has to be changed.\n"
+    assert result.out == b"The destination takes the guest as it is; no register has to be swapped.\n"
     (tmp_path / "newer.toml").write_text(write_profile(profile(NEWER)))
     result = run(
         "check", CAPTURES / f"{OLDER}.xz", "--host", tmp_path / "newer.toml", "--allow-register", NEWER_SWAPPED[3]
@@ -131,11 +146,11 @@ def test_check_says_what_blind_would_change_without_need(
     for source in (CAPTURES / f"{OLDER}.xz", older):
         result = run("check", source, "--host", path)
         assert (result.code, named(result, "swapped")) == (0, [])
-        assert answer(result) == "The destination takes the guest as it is; nothing has to be changed."
+        assert answer(result) == "The destination takes the guest as it is; no register has to be swapped."
         result = run("check", source, "--host", path, "--mode", "blind")
         assert result.code == 0
         assert len(named(result, "swapped")) == 5
-        assert "nothing has to be changed; through the proxy it goes with 5 registers swapped" in answer(result)
+        assert "no register has to be swapped; through the proxy it goes with 5 registers swapped" in answer(result)
 
 
 def test_the_summary_is_the_answer_alone(run: Callable[..., Result], older: Path) -> None:

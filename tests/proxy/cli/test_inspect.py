@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
 from formats.stream.events import SectionBegin, SectionFooter
+from tests import streams
 from tests.captures import CAPTURES, read_manifest
 from tests.proxy.cli.command_line import SMP2, Result
 from tests.proxy.helpers import NAMES, capture, device_state, events, live, profile, short, value, without_vmdesc
@@ -108,11 +110,34 @@ def test_inspecting_a_truncated_stream_shows_what_was_read(run: Callable[..., Re
     assert len(re.findall(r" ram$", shown.out.decode(), re.MULTILINE)) == len(begun)
 
 
-def test_what_is_no_stream_has_no_table(run: Callable[..., Result], tmp_path: Path) -> None:
-    (tmp_path / "photo").write_bytes(b"\x89PNG\r\n")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x89PNG\r\n", "this is no migration stream"),
+        (b"", "the stream ends where the file header should follow"),
+        (b"QEVM\0\0\0\x03", "the stream ends where the configuration"),
+        (b"QEVM\0\0\0\x03no stream", "offset 0x8"),
+    ],
+)
+def test_what_is_no_stream_has_no_table(run: Callable[..., Result], tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "photo").write_bytes(content)
     result = run("inspect", tmp_path / "photo")
     assert (result.code, result.out) == (3, b"")
-    assert "this is no migration stream" in result.error()
+    assert says in result.error()
+
+
+def test_a_stream_cut_before_its_sections_has_no_table(run: Callable[..., Result]) -> None:
+    result = run("inspect", "-", stdin=capture(SMP2)[:62])
+    assert result.code == 3
+    (line,) = result.out.decode().splitlines()
+    assert line.startswith("machine virt-7.2")
+    assert line.endswith("61 bytes, 0 sections, 0 arm64 vCPUs")
+
+
+def test_of_many_sections_the_first_are_named(run: Callable[..., Result]) -> None:
+    error = run("inspect", CAPTURES / "tcg-q35.xz", "--section", "nosuch").error()
+    assert "has no device section 'nosuch'; it has 0000:00:00.0/mch, " in error
+    assert re.search(r", and \d+ more, which inspect lists$", error)
 
 
 def test_an_iterable_section_is_not_denied(run: Callable[..., Result]) -> None:
@@ -120,3 +145,14 @@ def test_an_iterable_section_is_not_denied(run: Callable[..., Result]) -> None:
     assert (result.code, result.out) == (2, b"")
     assert "ram of " in result.error()
     assert "an iterable section, whose records are stepped over and not decoded" in result.error()
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("dirty-bitmap", b"\x01"), ("block", streams.be64(2))])
+def test_nor_is_one_of_disks(run: Callable[..., Result], name: str, nothing: bytes) -> None:
+    small = streams.small()
+    disks = streams.section_start(8, name, nothing, version=1) + streams.section_end(8, nothing)
+    stream = replace(small, head=small.head + disks).stream()
+    assert re.search(rf" {name}$", run("inspect", "-", stdin=stream).out.decode(), re.MULTILINE)
+    result = run("inspect", "-", "--section", name, stdin=stream)
+    assert (result.code, result.out) == (2, b"")
+    assert f"{name} of -: an iterable section, whose records are stepped over" in result.error()

@@ -86,7 +86,11 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("", "policy.toml:1: schema_version: it is missing; write schema_version = 1 at the top of the file"),
-        ("mode = 'blind'\nschema_version = 2", "policy.toml:2: schema_version: 2 is of a newer vmstate-proxy"),
+        ("mode = 'blind'\nschema_version = 2", "policy.toml:2: schema_version: version 2 needs a newer vmstate-proxy;"),
+        ("schema_version = 2", "reads version 1"),
+        ("schema_version = 0", "policy.toml:1: schema_version: it has to be 1, the version that vmstate-proxy"),
+        ("schema_version = '1'", "policy.toml:1: schema_version: it has to be 1,"),
+        ("schema_version = true", "policy.toml:1: schema_version: it has to be 1,"),
         ("schema_version = 1\nmodes = 'repair'", "modes"),
         ("schema_version = 1\nmode = 'bold'", "mode"),
         ("schema_version = 1\nwhitelist = ['0x411fd070']", "whitelist"),
