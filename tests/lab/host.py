@@ -19,8 +19,9 @@ import trio
 
 from tests.lab.agent import PORT, READY
 from tests.lab.host_guest import running_guest
-from tests.lab.images import HostImage, host_image
+from tests.lab.images import MACHINES, HostImage, host_image
 from tests.lab.process import Process, find_qemu
+from tests.lab.qemus import other_qemu
 from tests.lab.qmp import LabError, QmpClient
 from tests.lab.remote import CommandFailedError, CompletedCommand, HostLostError, run_command
 
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 A57_R1P0 = "cortex-a57,midr=0x411fd070"
 A57_R1P3 = "cortex-a57,midr=0x411fd073"
 """Two revisions of one processor: they differ in MIDR_EL1 alone."""
+
+NEWER_CPUS = frozenset({"neoverse-v1"})
+"""Processors that QEMU has from 8.1 on; the lab's own QEMU of trixie emulates hosts with them."""
+MACHINE = "virt-7.2,gic-version=3"
+"""The machine type that guests have where their hosts' QEMU knows it; see `tests.lab.images.MACHINES`."""
 
 _BINARY = "qemu-system-aarch64"
 _NETWORK = "n0"
@@ -58,13 +64,13 @@ class Host:
         cpu: its processor, as QEMU's -cpu.
     """
 
-    def __init__(self, image: HostImage, cpu: str, memory_mib: int, directory: Path) -> None:
+    def __init__(self, image: HostImage, cpu: str, memory_mib: int, directory: Path, emulator: str) -> None:
         self.suite = image.suite
         self.cpu = cpu
         self._directory = directory
         self._agent_port = 0
         self._numbers = count()
-        command = [find_qemu(_BINARY), "-name", str(self), "-M", "virt,virtualization=on,gic-version=3", "-cpu", cpu]
+        command = [emulator, "-name", str(self), "-M", "virt,virtualization=on,gic-version=3", "-cpu", cpu]
         command += ["-accel", "tcg,thread=multi", "-smp", "1", "-m", f"{memory_mib}M"]
         command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
         command += [
@@ -166,7 +172,7 @@ class Host:
         *,
         name: str = "guest",
         image: bytes | None = None,
-        machine: str = "virt-7.2,gic-version=3",
+        machine: str | None = None,
         cpu: str | None = "host",
         accel: str = "kvm",
         memory_mib: int = 64,
@@ -183,7 +189,7 @@ class Host:
         Args:
             name: what messages call it.
             image: from `tests.lab.guest`; a destination needs none.
-            machine: a versioned type that all QEMUs of the lab know.
+            machine: a versioned type; None for one that this host's QEMU and all newer ones know.
             cpu: -cpu; None for the machine's default.
             accel: -accel.
             memory_mib: RAM in MiB.
@@ -206,7 +212,7 @@ class Host:
                 self,
                 name=f"{name} on {self}",
                 image_path=path,
-                machine=machine,
+                machine=machine or MACHINES.get(self.suite, MACHINE),
                 cpu=cpu,
                 accel=accel,
                 memory_mib=memory_mib,
@@ -262,11 +268,18 @@ class Host:
         return "\n".join(filter(None, (stderr, said.strip()))) or "it said nothing"
 
 
+async def emulator_of(cpu: str) -> str:
+    """Return the path of a QEMU that emulates a processor: this machine's, or the lab's, unpacked first if need be."""
+    if cpu.partition(",")[0] in NEWER_CPUS:
+        return await trio.to_thread.run_sync(other_qemu, "trixie", _BINARY)
+    return find_qemu(_BINARY)
+
+
 @contextmanager
-def started_host(image: HostImage, cpu: str, memory_mib: int) -> Iterator[Host]:
+def started_host(image: HostImage, cpu: str, memory_mib: int, emulator: str) -> Iterator[Host]:
     """Start a host that is killed at the end of a `with`, and its directory removed."""
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
-        host = Host(image, cpu, memory_mib, Path(folder))
+        host = Host(image, cpu, memory_mib, Path(folder), emulator)
         try:
             yield host
         finally:
@@ -288,6 +301,6 @@ async def running_host(*, cpu: str = A57_R1P3, suite: str = "bookworm", memory_m
         HostError: the host does not boot.
     """
     image = await trio.to_thread.run_sync(host_image, suite)
-    with started_host(image, cpu, memory_mib) as host:
+    with started_host(image, cpu, memory_mib, await emulator_of(cpu)) as host:
         await host.wait_ready()
         yield host

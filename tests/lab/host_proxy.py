@@ -37,7 +37,7 @@ _DISTRIBUTIONS = ("click", "construct", "trio", "attrs", "sortedcontainers", "id
 _COMPILED = ("msgspec",)
 """The same, and is not: it is asked for as wheels for arm64, of the versions of Python that the hosts have."""
 
-_PYTHON_VERSIONS = ("3.11", "3.13")
+_PYTHON_VERSIONS = ("3.11", "3.13", "3.14")
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_28_aarch64")
 
 _PYTHON = ("sh", "-c", f'cd {_FOLDER} && exec python3 -m proxy "$@"', "vmstate-proxy")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tests.lab.host import started_host
+from tests.lab.host import emulator_of, started_host
 from tests.lab.images import host_image
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Lab:
         for cpu in cpus:
             host = self._hosts.get((suite, cpu))
             if host is None or not host.alive():
-                host = self._stack.enter_context(started_host(image, cpu, _MEMORY_MIB))
+                host = self._stack.enter_context(started_host(image, cpu, _MEMORY_MIB, await emulator_of(cpu)))
                 self._hosts[suite, cpu] = host
             hosts.append(host)
         for host in hosts:
