@@ -1,6 +1,6 @@
 """One device state, judged: what its vCPUs' registers came to, and the bytes that go on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.vmstate.removal import without_registers
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 _MOST_NAMES: Final = 12
 """Names of registers in one line at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A piece of the stream that does not go on as it came, though it may be equal.
+
+    Attributes:
+        offset: Where it begins in the stream.
+        before: Its bytes as they came.
+        after: What goes on in their place.
+    """
+
+    offset: int
+    before: bytes = field(repr=False)
+    after: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

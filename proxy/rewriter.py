@@ -1,6 +1,5 @@
 """The rewriter: bytes in, bytes out, report. It does no IO; the relay and the offline commands use the same one."""
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
@@ -12,10 +11,10 @@ from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
-from proxy.judged_state import in_one_line, judge_state
+from proxy.judged_state import Replacement, in_one_line, judge_state
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode
 from proxy.judging.verdict import Action
+from proxy.policy.policy import Mode
 from proxy.report import Outcome, Report
 
 if TYPE_CHECKING:
@@ -27,21 +26,6 @@ NO_RETURN_PATH: Final = (
     "the source opened no return path, so it would give up its guest without knowing that the destination has it; "
     "turn the migration capability return-path on (QMP: migrate-set-capabilities), or pass --allow-no-return-path"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """A piece of the stream that does not go on as it came, though it may be equal.
-
-    Attributes:
-        offset: Where it begins in the stream.
-        before: Its bytes as they came.
-        after: What goes on in their place.
-    """
-
-    offset: int
-    before: bytes = field(repr=False)
-    after: bytes = field(repr=False)
 
 
 class Rewriter:
@@ -65,6 +49,7 @@ class Rewriter:
         allow_no_return_path: bool = False,
         device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
         source: "Sequence[Registers]" = (),
+        defer: bool = False,
     ) -> None:
         """Make a rewriter for one stream.
 
@@ -77,6 +62,7 @@ class Rewriter:
             device_state_limit: Bytes of device state held at most.
             source: What the guests of the source look like, where it is known ahead. Postcopy is then judged by it when
                 it is announced, too, while the guest still runs.
+            defer: Whether the caller looks at `must_judge` after each call, so that it can ask the kernel elsewhere.
         """
         self.report = Report(mode=judge.policy.mode.value)
         self.replacements: list[Replacement] = []
@@ -88,6 +74,8 @@ class Rewriter:
         self._require_return_path = live and self._require.return_path and not allow_no_return_path
         self._require_machine = bool(self._require.machines)
         self._keep_going = live and self._observing
+        self._deferring = defer
+        self._pending: AnyEvent | None = None
         self._parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=not live)
         self._given_up = False
         self._would_refuse: str | None = None
@@ -98,7 +86,13 @@ class Rewriter:
     @property
     def complete(self) -> bool:
         """Whether the source may end the stream here; when observing a stream that cannot be read, anywhere."""
-        return self._given_up or (self._parser.complete and self._refusal is None)
+        done = self._parser.complete and self._refusal is None and self._pending is None
+        return self._given_up or done
+
+    @property
+    def must_judge(self) -> bool:
+        """Whether `judge_now` has to be called next: the stream has come to what is judged, and that was deferred."""
+        return self._pending is not None
 
     @property
     def opaque(self) -> bool:
@@ -147,6 +141,10 @@ class Rewriter:
         if self._given_up:
             return [data]
         self._parser.feed(data)
+        return self._events()
+
+    def judge_now(self) -> list[Raw]:
+        """Judge what was deferred, and go on; return and raise as `feed` does. It may run in another thread."""
         return self._events()
 
     def recover(self) -> None:
@@ -216,8 +214,13 @@ class Rewriter:
             raise self._refusal
         out: list[Raw] = []
         changes_passed_on = len(self.report.changes)
+        deferred, self._pending = self._pending, None
         try:
-            while (event := self._parser.next_event()) is not NEED_DATA:
+            while (event := deferred or self._parser.next_event()) is not NEED_DATA:
+                if self._deferring and deferred is None and self._is_judged(event):
+                    self._pending = event
+                    return out
+                deferred = None
                 out.append(event.raw)  # what an observer passes on when it cannot be judged
                 out[-1] = self._passed_on(event)
         except (FormatError, ProxyError) as error:
@@ -234,6 +237,11 @@ class Rewriter:
             self.report.exit_code = ExitCode.OK
             self.report.reason = self._would_refuse
         return out
+
+    def _is_judged(self, event: AnyEvent) -> bool:
+        if isinstance(event, Command):
+            return event.command is CommandType.POSTCOPY_ADVISE and bool(self._source)
+        return isinstance(event, DeviceState)
 
     def _passed_on(self, event: AnyEvent) -> Raw:
         """Return what goes on in an event's place."""

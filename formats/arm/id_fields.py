@@ -107,7 +107,7 @@ def differing(register_id: int, old: int, new: int) -> list[IdField]:
 
     Bits without a name are given too, as fields that are called after their place.
     """
-    return [field for field in _every_bit(register_id) if (old ^ new) & field.mask]
+    return [field for field in every_bit(register_id) if (old ^ new) & field.mask]
 
 
 def refused_fields(register_id: int, value: int, limit: int, writable: int) -> list[IdField]:
@@ -132,7 +132,7 @@ def refused_fields(register_id: int, value: int, limit: int, writable: int) -> l
 
 
 @functools.lru_cache(maxsize=4096)
-def _every_bit(register_id: int) -> tuple[IdField, ...]:
+def every_bit(register_id: int) -> tuple[IdField, ...]:
     """Give the fields of a register, and stand-ins for what lies between them."""
     fields: list[IdField] = []
     end = 0

@@ -15,7 +15,7 @@ from typing import Final
 from proxy.captures.positioned_io import read_at, write_at
 from proxy.captures.stream_files import note_of
 from proxy.errors import ConfigError, ProxyError
-from proxy.rewriter import Replacement
+from proxy.judged_state import Replacement
 
 _SCHEMA_VERSION: Final = 1
 _APART: Final = 16

@@ -1,6 +1,8 @@
 """`vmstate-proxy host`."""
 
 import os
+import re
+from dataclasses import replace
 
 import click
 
@@ -9,9 +11,26 @@ from proxy.captures.complete_file import complete_file
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
 from proxy.cli.options import vcpu_features_option
-from proxy.errors import exit_code_of
+from proxy.errors import ConfigError, exit_code_of
 from proxy.hosts.kvm import Feature
-from proxy.hosts.profile import HostProfile, learn_profile, write_profile
+from proxy.hosts.profile import HostProfile, learn_profile
+from proxy.hosts.profile_text import write_profile
+
+_VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
+
+qemu_option = click.option(
+    "--qemu",
+    metavar="VERSION",
+    callback=lambda _context, _option, text: _qemu_version(text),
+    help="The version of the QEMU that takes the guests there; by default what its own --version says.",
+)
+"""Gives a command `qemu`, such as `11.1.3`, or None."""
+
+
+def _qemu_version(text: str | None) -> str | None:
+    if text is not None and not _VERSION.fullmatch(text):
+        raise ConfigError(f"--qemu {text!r}: write a version as 10.0 or 11.1.3")
+    return text
 
 
 @click.group(
@@ -61,26 +80,32 @@ def learn(*, source: str, output: str, description: str | None) -> None:
 
 @command.command("probe", short_help="Make this host's profile by asking its KVM (arm64).")
 @click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
+@qemu_option
 @vcpu_features_option
-def probe(*, output: str, vcpu_features: frozenset[Feature] | None) -> None:
+def probe(*, output: str, qemu: str | None, vcpu_features: frozenset[Feature] | None) -> None:
     """Make this host's profile by asking its KVM; arm64 only.
 
-    A scratch VM with one vCPU is created, its registers are read, and it is thrown away; no guest is touched.
+    Scratch VMs with one vCPU are created and thrown away, one for each kind of vCPU that the host has: with and without
+    PMU, SVE and pointer authentication. Their registers are read, and KVM is asked, field by field, which values it
+    takes beside its own. No guest is touched.
 
     \b
     Examples:
       sudo vmstate-proxy host probe -o rack7.toml
-      # For guests without a PMU (-cpu host,pmu=off) on a host with pointer authentication:
-      vmstate-proxy host probe -o rack7.toml --vcpu-features PSCI_0_2,PTRAUTH_ADDRESS,PTRAUTH_GENERIC
+      # A host whose QEMU is elsewhere, or another one than the first in PATH:
+      sudo vmstate-proxy host probe -o rack7.toml --qemu 11.1.3
     """
     from proxy.hosts.probe import probe_host
+    from proxy.hosts.qemu import installed_qemu
 
-    _write(probe_host(vcpu_features), output)
+    _write(replace(probe_host(vcpu_features), qemu=qemu or installed_qemu()), output)
 
 
 def _write(profile: HostProfile, output: str) -> None:
     with complete_file(output) as file:
         file.write(write_profile(profile).encode())
+    kinds = f", {len(profile.kinds)} kinds of vCPU" if profile.all_kinds else ""
     click.echo(
-        f"vmstate-proxy: {output}: {len(profile.values)} values, {len(profile.others or ())} registers more", err=True
+        f"vmstate-proxy: {output}: {len(profile.values)} values, {len(profile.others or ())} registers more{kinds}",
+        err=True,
     )

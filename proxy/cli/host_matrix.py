@@ -13,7 +13,7 @@ from proxy.cli.progress import counting
 from proxy.errors import ConfigError
 from proxy.fleet.matrix import Fleet, FleetHost, in_short, judge_fleet
 from proxy.hosts.profile_file import load_profile
-from proxy.judging.policy import Policy
+from proxy.policy.policy import Policy
 
 
 @click.command("matrix", short_help="Tell who can go where, for every pair of hosts.")

@@ -15,10 +15,10 @@ from proxy.errors import ConfigError
 from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode, Policy
-from proxy.judging.rules import Rule, RuleAction, Rules
-from proxy.judging.whitelist import Pairing
 from proxy.net.redirection import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
+from proxy.policy.policy import Mode, Policy
+from proxy.policy.rules import Rule, RuleAction, Rules
+from proxy.policy.whitelist import Pairing
 from proxy.settings.register_names import NO_MIDR, droppable_register, invariant_register, parse_midr, parse_source
 
 _MODES = [mode.value for mode in Mode]
@@ -185,9 +185,11 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _asking(policy: Policy, features: frozenset[Feature] | None) -> Judge:
     """Return a judge that asks this host's KVM."""
     from proxy.hosts.probe import probe_host
+    from proxy.hosts.qemu import installed_qemu
     from proxy.judging.kernel_trial import KernelTrial
 
-    return Judge(policy, probe_host(features), KernelTrial(features))
+    host = replace(probe_host(features, measured=False), qemu=installed_qemu())
+    return Judge(policy, host, KernelTrial())
 
 
 def _policy(
@@ -196,7 +198,7 @@ def _policy(
     if path is None:
         policy = Policy()
     else:
-        from proxy.judging.policy_file import load_policy
+        from proxy.policy.policy_file import load_policy
 
         policy = load_policy(path)
     whitelist = [Pairing("--allow-midr", (parse_source(text, "--allow-midr"),)) for text in _each(midrs)]

@@ -34,7 +34,7 @@ def init(*, output: str) -> None:
     Example:
       vmstate-proxy policy init policy.toml
     """
-    example = importlib.resources.files("proxy.judging").joinpath("policy_example.toml").read_bytes()
+    example = importlib.resources.files("proxy.policy").joinpath("policy_example.toml").read_bytes()
     if output != STDIO and os.path.lexists(output):
         raise ConfigError(f"{output}: it is there already; remove it first, or choose another name")
     with complete_file(output) as file:
@@ -52,8 +52,8 @@ def check(*, path: Path) -> None:
     Example:
       vmstate-proxy policy check policy.toml
     """
-    from proxy.judging.policy_file import load_policy
-    from proxy.judging.policy_words import in_words
+    from proxy.policy.policy_file import load_policy
+    from proxy.policy.policy_words import in_words
 
     for line in in_words(load_policy(path)):
         echo(line, indent=4)

@@ -11,7 +11,7 @@ from proxy.cli.options import JudgeOptions, judge_options
 from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError
-from proxy.judging.policy import Mode
+from proxy.policy.policy import Mode
 from proxy.rewriter import Rewriter
 from proxy.stdio import STDIO
 

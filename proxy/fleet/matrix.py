@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from formats.arm.midr import parse_midr_el1
 from proxy.hosts.host_registers import HostRegisters
-from proxy.hosts.profile import HostProfile, write_profile
+from proxy.hosts.profile import HostProfile
+from proxy.hosts.profile_text import write_profile
 from proxy.judging.check import Answer, check
 from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
 
 if TYPE_CHECKING:
-    from proxy.judging.policy import Policy
+    from proxy.policy.policy import Policy
 
 SCHEMA_VERSION = 1
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import platform
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -126,6 +127,19 @@ class ScratchVcpu:
             return error.errno or errno.EIO
         return 0
 
+    def taken(self, register: int, values: Iterable[int]) -> list[int]:
+        """Try to write a register with one value after the other; return those that KVM takes."""
+        value = array.array("Q", [0])
+        request = struct.pack("=QQ", register, value.buffer_info()[0])
+        took = []
+        for value[0] in values:
+            try:
+                fcntl.ioctl(self._vcpu, _SET_ONE_REG, request)
+            except OSError:
+                continue
+            took.append(value[0])
+        return took
+
     def sve_vector_lengths(self) -> tuple[int, ...]:
         """Return the lengths of SVE vectors that the vCPU can have, in bytes, ascending; none without SVE."""
         if Feature.SVE not in self.features:
@@ -177,7 +191,7 @@ def scratch_vcpu(features: Iterable[Feature] | None = None) -> Iterator[ScratchV
             if missing:
                 raise KvmError(f"this host's KVM does not have the vCPU features {missing}")
         vm = fcntl.ioctl(kvm, _CREATE_VM, fcntl.ioctl(kvm, _CHECK_EXTENSION, _CAP_ARM_VM_IPA_SIZE))
-        opened.callback(os.close, vm)
+        opened.callback(_close_aside, vm)
         vcpu = fcntl.ioctl(vm, _CREATE_VCPU, 0)
         opened.callback(os.close, vcpu)
         target = bytearray(32)
@@ -187,6 +201,11 @@ def scratch_vcpu(features: Iterable[Feature] | None = None) -> Iterator[ScratchV
         if Feature.SVE in wanted:
             fcntl.ioctl(vcpu, _ARM_VCPU_FINALIZE, struct.pack("=i", Feature.SVE.bit))
         yield ScratchVcpu(vm, vcpu, wanted)
+
+
+def _close_aside(vm: int) -> None:
+    """Close the last descriptor of a VM, for which Linux 7.2 takes 0.2 s on an emulated neoverse-v1."""
+    threading.Thread(target=os.close, args=(vm,)).start()
 
 
 @contextmanager

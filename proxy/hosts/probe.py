@@ -4,30 +4,82 @@ import ctypes
 import mmap
 import os
 import platform
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import combinations
+from typing import TypeAlias
 
 from formats.arm.midr import parse_midr_el1
-from formats.arm.sysreg import MIDR_EL1
+from formats.arm.sysreg import MIDR_EL1, describe
 from proxy.hosts.kvm import Feature, scratch_vcpu
-from proxy.hosts.profile import HostProfile, host_values
+from proxy.hosts.profile import HOST_KINDS, HostProfile, variant_of
+from proxy.hosts.taken import TakenField, measure
 
+_Asked: TypeAlias = dict[tuple[int, int, int | None], tuple[TakenField, ...]]
+
+_OPTIONAL = (
+    frozenset({Feature.PMU_V3}),
+    frozenset({Feature.SVE}),
+    frozenset({Feature.PTRAUTH_ADDRESS, Feature.PTRAUTH_GENERIC}),
+)
+"""What QEMU's `-cpu host` can be told to leave out, each alone: pmu=off, sve=off, pauth=off."""
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _READ_CNTFRQ = bytes.fromhex("00e03bd5 c0035fd6")
 """`mrs x0, cntfrq_el0; ret`: the only way to the timer's frequency that every kernel leaves open to user space."""
 
 
-def probe_host(features: frozenset[Feature] | None = None) -> HostProfile:
-    """Read the registers of a vCPU of this host.
+def probe_host(features: frozenset[Feature] | None = None, *, measured: bool = True) -> HostProfile:
+    """Read the registers of vCPUs of this host.
 
     Args:
-        features: What the vCPU is to have; None for what QEMU's `-cpu host` would give it.
+        features: What the vCPU is to have, the only kind then; None for every kind that the host has, first the one
+            that QEMU's `-cpu host` would have.
+        measured: Whether to try what KVM takes.
 
     Raises:
         KvmError: There is no arm64 KVM here, or it does not have a feature.
     """
+    asked: _Asked | None = {} if measured else None
+    base = _probe_kind(features, asked)
+    if features is not None:
+        return base
+    others = (_probe_kind(kind, asked) for kind in other_kinds(base.vcpu_features or ()))
+    return replace(base, variants=tuple(variant_of(base, other) for other in others), all_kinds=True)
+
+
+def other_kinds(features: Iterable[str]) -> list[frozenset[Feature]]:
+    """Return the features of every kind of vCPU that a host has beside the one with all of them.
+
+    Pointer authentication comes with both features or with none. EL1_32BIT is left out: it changes no register.
+    """
+    offered = frozenset(Feature[name] for name in features)
+    parts = [part for part in _OPTIONAL if part <= offered]
+    without = (
+        frozenset[Feature]().union(*those) for count in range(1, len(parts) + 1) for those in combinations(parts, count)
+    )
+    return [offered - those for those in without]
+
+
+def _probe_kind(features: frozenset[Feature] | None, asked: "_Asked | None") -> HostProfile:
+    """Read the registers of a vCPU of one kind.
+
+    Args:
+        features: What it is to have; None for what QEMU's `-cpu host` would give it.
+        asked: What KVM answered for other kinds, by register, value and writable bits; added to. None to try nothing.
+    """
     with scratch_vcpu(features) as vcpu:
         ids = vcpu.registers()
-        values = host_values((register, vcpu.get(register)) for register in ids)
+        values = {register: vcpu.get(register) for register in ids if describe(register).kind in HOST_KINDS}
         masks = vcpu.writable_masks()
+        taken: dict[int, tuple[TakenField, ...]] | None = None if asked is None else {}
+        if asked is not None and taken is not None:
+            for register, own in values.items():
+                mask = None if masks is None else masks.get(register)
+                answer = asked.get((register, own, mask))
+                if answer is None:
+                    answer = asked[register, own, mask] = measure(vcpu, register, own, mask)
+                if answer:
+                    taken[register] = answer
         system = os.uname()
         return HostProfile(
             description=f"probed on {platform.node()}: {parse_midr_el1(values[MIDR_EL1])}",
@@ -37,7 +89,7 @@ def probe_host(features: frozenset[Feature] | None = None) -> HostProfile:
             vcpu_features=tuple(sorted(feature.name for feature in vcpu.features)),
             sve_vector_lengths=vcpu.sve_vector_lengths(),
             timer_frequency=timer_frequency(),
-            writable=None if masks is None else {id_: mask for id_, mask in masks.items() if id_ in values and mask},
+            taken=taken,
         )
 
 

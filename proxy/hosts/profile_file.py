@@ -1,30 +1,54 @@
 """Loading host profiles from their files."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from formats.arm.sysreg import describe
+from formats.arm.vcpu_features import named
 from proxy.errors import ConfigError
-from proxy.hosts.profile import HostProfile
+from proxy.hosts.kvm import Feature
+from proxy.hosts.profile import HostProfile, Variant, absent_without
+from proxy.hosts.taken import Taken, TakenField, parse_taken
 from proxy.settings.register_names import register_id, register_value
 from proxy.settings.toml_file import Settings, load_toml
+
+T = TypeVar("T")
+
+
+class _Variant(msgspec.Struct, forbid_unknown_fields=True):
+    """What is other for vCPUs of another kind."""
+
+    vcpu_features: tuple[str, ...]
+    changed: int
+    absent: list[str] = []
+    also_present: list[str] = []
+    registers: dict[str, str] = {}
+    taken: dict[str, list[str]] = {}
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     """A profile as it stands in its file; register names or ids are the keys, hexadecimal strings the values."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     registers: dict[str, str]
     description: str = ""
     kernel: str | None = None
+    qemu: str | None = None
     vcpu_features: tuple[str, ...] | None = None
+    all_kinds: bool = False
+    kinds: int = 1
     sve_vector_lengths: tuple[int, ...] | None = None
     timer_frequency: int | None = None
     firmware: dict[str, str] = {}
     writable: dict[str, str] | None = None
+    taken: dict[str, list[str]] | None = None
     also_present: list[str] | None = None
+    only_with: dict[str, list[str]] = {}
+    variants: list[_Variant] = []
 
 
 def load_profile(path: Path) -> HostProfile:
@@ -35,32 +59,113 @@ def load_profile(path: Path) -> HostProfile:
     """
     settings = load_toml(path, _File)
     file = settings.value
-    values = _values(settings, "registers", file.registers)
-    for register, value in _values(settings, "firmware", file.firmware).items():
+    values = _values(settings, ("registers",), file.registers)
+    for register, value in _values(settings, ("firmware",), file.firmware).items():
         if register in values:
             raise ConfigError(f"{settings.where('firmware')}: {describe(register).name} is among the registers, too")
         values[register] = value
-    others = None
-    if file.also_present is not None:
-        others = frozenset(register_id(name, settings.where("also_present")) for name in file.also_present)
-    return HostProfile(
+    if file.schema_version == 1:
+        newer = [key for key in ("qemu", "all_kinds", "taken", "only_with", "variants") if getattr(file, key)]
+        if newer:
+            raise ConfigError(f"{settings.where(newer[0])}: a profile of schema_version 1 has no such key")
+    profile = HostProfile(
         description=file.description,
         values=values,
-        others=others,
+        others=None if file.also_present is None else _registers(settings, ("also_present",), file.also_present),
         kernel=file.kernel,
+        qemu=file.qemu,
         vcpu_features=file.vcpu_features,
         sve_vector_lengths=file.sve_vector_lengths,
         timer_frequency=file.timer_frequency,
-        writable=None if file.writable is None else _values(settings, "writable", file.writable),
+        writable=None if file.writable is None else _values(settings, ("writable",), file.writable),
+        taken=None if file.taken is None else _taken(settings, ("taken",), file.taken),
+        variants=None if file.schema_version == 1 else (),
+        all_kinds=file.all_kinds,
     )
+    return _with_variants(settings, profile)
 
 
-def _values(settings: Settings[_File], table: str, entries: dict[str, str]) -> dict[int, int]:
-    values: dict[int, int] = {}
-    for name, text in entries.items():
-        where = settings.where(table, name)
+def _with_variants(settings: "Settings[_File]", profile: HostProfile) -> HostProfile:
+    """Add the variants, each of which has to fit to what the profile says of its own kind."""
+    promised, there = settings.value.kinds, 1 + len(settings.value.variants)
+    if promised != there:
+        raise ConfigError(f"{settings.where('kinds')}: {promised} are promised, and {there} there; is the file whole?")
+    only_with = {
+        name: _registers(settings, ("only_with", name), registers)
+        for name, registers in settings.value.only_with.items()
+    }
+    variants: list[Variant] = []
+    for index, entry in enumerate(settings.value.variants):
+        path = "variants", index
+        variant = Variant(
+            vcpu_features=entry.vcpu_features,
+            values=_values(settings, (*path, "registers"), entry.registers),
+            absent=_registers(settings, (*path, "absent"), entry.absent)
+            | absent_without(only_with, profile.vcpu_features or (), entry.vcpu_features),
+            others=_registers(settings, (*path, "also_present"), entry.also_present),
+            taken=_taken(settings, (*path, "taken"), entry.taken),
+        )
+        if entry.changed != len(entry.registers):
+            raise ConfigError(
+                f"{settings.where(*path, 'changed')}: {entry.changed} registers are promised, and "
+                f"{len(entry.registers)} there; is the file whole?"
+            )
+        wrong = _what_is_wrong(profile, variant)
+        if wrong is not None:
+            key, what = wrong
+            raise ConfigError(f"{settings.where(*path, key)}: {what}")
+        if variant.kind in (profile.kind, *(one.kind for one in variants)):
+            raise ConfigError(f"{settings.where(*path, 'vcpu_features')}: vCPUs with these are spoken of twice")
+        variants.append(variant)
+    return replace(profile, variants=tuple(variants)) if variants else profile
+
+
+def _what_is_wrong(profile: HostProfile, variant: Variant) -> tuple[str, str] | None:
+    """Return the key of what does not fit in a variant, and why; None when all does."""
+    if profile.others is None:
+        return "vcpu_features", "a profile without also_present has no variants"
+    unknown = next((name for name in variant.vcpu_features if name not in Feature.__members__), None)
+    if unknown is not None:
+        return "vcpu_features", f"there is no vCPU feature {unknown}"
+    missing = next((one for one in sorted(variant.absent) if profile.lacks(one)), None)
+    if missing is not None:
+        return "absent", f"the profile has no register {describe(missing).name} that could be absent"
+    twice = next((one for one in sorted(variant.absent) if one in variant.values or one in variant.others), None)
+    if twice is not None:
+        return "absent", f"{describe(twice).name} is absent and there at once"
+    told = profile.with_variant(variant).kind
+    if told != variant.kind:
+        return "vcpu_features", f"its registers are those of vCPUs with {named(told)}; is the variant whole?"
+    return None
+
+
+def _registers(settings: "Settings[_File]", key: "tuple[str | int, ...]", names: list[str]) -> frozenset[int]:
+    return frozenset(register_id(name, settings.where(*key)) for name in names)
+
+
+def _values(settings: "Settings[_File]", key: "tuple[str | int, ...]", entries: dict[str, str]) -> dict[int, int]:
+    return {register: register_value(text, where) for register, where, text in _by_register(settings, key, entries)}
+
+
+def _taken(settings: "Settings[_File]", key: "tuple[str | int, ...]", entries: dict[str, list[str]]) -> Taken:
+    taken: dict[int, tuple[TakenField, ...]] = {}
+    for register, where, texts in _by_register(settings, key, entries):
+        try:
+            taken[register] = tuple(parse_taken(register, text) for text in texts)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return taken
+
+
+def _by_register(
+    settings: "Settings[_File]", key: "tuple[str | int, ...]", entries: dict[str, T]
+) -> Iterator[tuple[int, str, T]]:
+    """Yield register id, place in the file and entry of a table."""
+    seen = set()
+    for name, entry in entries.items():
+        where = settings.where(*key, name)
         register = register_id(name, where)
-        if register in values:
+        if register in seen:
             raise ConfigError(f"{where}: the register is there twice")
-        values[register] = register_value(text, where)
-    return values
+        seen.add(register)
+        yield register, where, entry

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from formats.arm.sysreg import MIDR_EL1, describe
+from formats.arm.vcpu_features import kind_of
 from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
 from proxy.judging.judge import Judge
@@ -91,8 +92,9 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
     equal = {
         register
         for registers in vcpus
+        if (own := judge.for_kind(kind_of(registers))) is not None
         for register, value in registers.items()
-        if value is not None and judge.host.values.get(register) == value and register not in judged
+        if value is not None and own.values.get(register) == value and register not in judged
     }
     midr = next((registers.get(MIDR_EL1) for registers in vcpus), None)
     profile = next((registers.profile for registers in vcpus if isinstance(registers, HostRegisters)), None)
@@ -100,7 +102,7 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
         verdicts=tuple(verdicts),
         vcpus=len(vcpus),
         same=tuple(sorted(equal)),
-        direct=not any(judge.refused(registers.items()) for registers in vcpus),
+        direct=not any(judge.refused(registers) for registers in vcpus),
         lost=tuple(lost_features(verdicts)),
         differences=() if profile is None else tuple(host_differences(profile, judge.host)),
         errata=compare_errata(midr, judge.host.midr),

@@ -1,34 +1,39 @@
 """Judging: policy, destination and the source's registers in, verdicts out."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from formats.arm.id_fields import differing, fields_of
 from formats.arm.midr import parse_midr_el1
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
+from formats.arm.vcpu_features import MARKS, kind_of, named
+from formats.arm.vcpu_features import Kind as VcpuKind
 from proxy.judging.harmless import harmless
-from proxy.judging.policy import Mode, Policy
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER, refused_by
 from proxy.judging.register_comparison import Comparison
-from proxy.judging.rules import RuleAction
+from proxy.judging.start_flags import qemu_cpu, turned_off
 from proxy.judging.verdict import Action, Registers, Verdict
-from proxy.judging.whitelist import pairing_for
+from proxy.policy.policy import Mode, Policy
+from proxy.policy.rules import RuleAction
+from proxy.policy.whitelist import pairing_for
 from proxy.settings.register_names import NO_MIDR
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
+    from proxy.judging.trial import Trial
 
 
 _MOST_KNOWN: Final = 256
 """vCPUs of so many kinds, that is with so many different registers, are remembered."""
 
 
-class Trial(Protocol):
-    """Something that can tell which registers the destination does not take; see `proxy.judging.kernel_trial`."""
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The destination for vCPUs of one kind."""
 
-    def refused(self, registers: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
-        """Tell which are refused, and why, by register id."""
+    host: "HostProfile"
+    comparison: Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +48,105 @@ class Judge:
 
     policy: Policy
     host: "HostProfile | None"
-    trial: Trial | None = None
-    _comparison: Comparison | None = field(init=False, repr=False, compare=False, default=None)
+    trial: "Trial | None" = None
+    _views: dict[VcpuKind, _View | None] = field(init=False, repr=False, compare=False, default_factory=dict)
     _known: dict[tuple[object, ...], list[Verdict]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.host is not None:
-            object.__setattr__(self, "_comparison", Comparison(self.host))
+    def for_kind(self, kind: VcpuKind) -> "HostProfile | None":
+        """Return the destination as vCPUs of a kind find it; None when nothing is known of it for them."""
+        view = self._view(kind)
+        return None if view is None else view.host
 
-    def refused(self, registers: Iterable[tuple[int, int | None]]) -> dict[int, str]:
+    def refused(self, registers: Registers) -> dict[int, str]:
         """Tell which registers of a vCPU the destination does not take as they are, and why, by id."""
+        if self.host is None:
+            return {}
+        view = self._view(kind_of(registers))
+        if view is None:
+            return {verdict.register: verdict.rule for verdict in [self._unknown_kind(registers, self.host)]}
+        return self._asked(registers.items(), view.host)
+
+    def fresh(self) -> "Judge":
+        """Return a judge for one migration; one that asks the kernel has scratch VMs of its own, to be closed."""
+        if self.trial is None:
+            return self
+        judge = replace(self, trial=self.trial.fresh())
+        object.__setattr__(judge, "_views", self._views)
+        return judge
+
+    def open(self) -> None:
+        """Make ready to ask the kernel, which takes milliseconds, while the guest still runs.
+
+        Raises:
+            KvmError: There is no arm64 KVM here, or it does not have a feature.
+        """
+        if self.trial is not None and self.host is not None:
+            self.trial.open(self.host)
+
+    def close(self) -> None:
+        """Give back what `open` took, if anything."""
         if self.trial is not None:
-            return self.trial.refused(registers)
-        return {} if self.host is None else refused_by(self.host, registers)
+            self.trial.close()
 
     def prepare(self) -> None:
         """Load the tables that verdicts need, so that no guest stands while they are read."""
         fields_of(MIDR_EL1)
         harmless()
+        for kind in () if self.host is None else self.host.kinds:
+            self._view(kind)
 
     def judge(self, registers: Registers) -> list[Verdict]:
         """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""
-        if self.host is None or self._comparison is None:
+        if self.host is None:
             return []
+        view = self._view(kind_of(registers))
+        if view is None:
+            return [self._unknown_kind(registers, self.host)]
+        host = view.host
         if self.trial is None:
             # A profile only has words for those that differ from its own.
-            return self._recalled(registers, self._comparison.differing(registers), self.host)
+            return self._recalled(registers, view.comparison.differing(registers), host)
         looked_at = list(registers.items())
-        verdicts = list(self._verdicts(registers, looked_at, self.host, self.refused(looked_at)))
+        verdicts = list(self._verdicts(registers, looked_at, host, self._asked(looked_at, host)))
         if all(verdict.action is not Action.REFUSE for verdict in verdicts):
-            verdicts += self._still_refused(registers, verdicts)
+            verdicts += self._still_refused(registers, verdicts, host)
         return verdicts
+
+    def _view(self, kind: VcpuKind) -> "_View | None":
+        if kind not in self._views:
+            assert self.host is not None
+            host = self.host.for_kind(kind)
+            self._views[kind] = None if host is None else _View(host, Comparison(host))
+        return self._views[kind]
+
+    def _asked(
+        self,
+        registers: Iterable[tuple[int, int | None]],
+        host: "HostProfile",
+        repaired: frozenset[tuple[int, int | None]] = frozenset(),
+    ) -> dict[int, str]:
+        """Ask the kernel if it can be asked, the profile otherwise."""
+        if self.trial is not None:
+            return self.trial.refused(registers, host, repaired)
+        return refused_by(host, registers)
+
+    def _unknown_kind(self, registers: Registers, host: "HostProfile") -> Verdict:
+        """Refuse a vCPU of a kind that the profile does not know; its verdicts would be about another vCPU."""
+        kind, kinds = kind_of(registers), host.kinds
+        feature = min(kind ^ kinds[0])
+        off = turned_off(kinds[0], kind)
+        started = f"a guest started there with {qemu_cpu(off)}" if kind < kinds[0] else "a guest like it, started there"
+        return Verdict(
+            registers.vcpu,
+            MARKS[feature],
+            Action.REFUSE,
+            registers.get(MARKS[feature]),
+            None,
+            f"its vCPU has {named(kind)}, and the profile of the destination knows vCPUs with "
+            f"{'; or '.join(map(named, kinds))}",
+            advice="make the destination's profile there with 'host probe', which asks about every kind; or add the "
+            f"stream of {started} to 'host learn'",
+        )
 
     def _recalled(
         self, registers: Registers, looked_at: list[tuple[int, int | None]], host: "HostProfile"
@@ -81,10 +154,10 @@ class Judge:
         """Judge by the profile; vCPUs that are alike in all that counts are judged once, for the guest stands."""
         conditions = [one.of for register, _ in looked_at if (one := harmless().get(register)) is not None]
         read = ((register in registers, registers.get(register)) for register in (MIDR_EL1, *conditions))
-        alike = tuple(looked_at), tuple(read)
+        alike = host.vcpu_features, tuple(looked_at), tuple(read)
         verdicts = self._known.get(alike)
         if verdicts is None:
-            verdicts = list(self._verdicts(registers, looked_at, host, self.refused(looked_at)))
+            verdicts = list(self._verdicts(registers, looked_at, host, refused_by(host, looked_at)))
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[alike] = verdicts
@@ -190,7 +263,7 @@ class Judge:
             return verdict(Action.SWAP, pairing.rule(old))
         return verdict(Action.SWAP, "; ".join(dict.fromkeys(map(str, swaps.values()))))
 
-    def _still_refused(self, registers: Registers, verdicts: list[Verdict]) -> Iterator[Verdict]:
+    def _still_refused(self, registers: Registers, verdicts: list[Verdict], host: "HostProfile") -> Iterator[Verdict]:
         """Try what would go on; a kernel may refuse a register for the sake of another."""
         changed = {verdict.register: verdict for verdict in verdicts if verdict.action in (Action.SWAP, Action.DROP)}
         if not changed:
@@ -200,7 +273,8 @@ class Judge:
             for register, value in registers.items()
             if register not in changed or changed[register].action is Action.SWAP
         ]
-        for register, why in self.refused(repaired).items():
+        changes = frozenset((verdict.register, verdict.new) for verdict in changed.values())
+        for register, why in self._asked(repaired, host, changes).items():
             yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _STILL, why)
 
 

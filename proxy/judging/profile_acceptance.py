@@ -1,7 +1,8 @@
-"""What a destination's KVM takes, as far as its profile tells: its values, its writable masks, its register list.
+"""What a destination's KVM takes, as far as its profile tells.
 
-The destination's own kernel knows better where it can be asked (`kernel_trial`). Where a profile leaves it open, as one
-learned from a stream leaves the writable masks, a register is taken to be fixed.
+A probed profile holds the kernel's own answers (`proxy.hosts.taken`). One that was learned from a stream, or is of
+schema_version 1, holds values, a register list and perhaps writable masks; for these, rules stand here. Where it leaves
+something open, a register is taken to be fixed.
 Source: Linux `arch/arm64/kvm/sys_regs.c` (`set_id_reg`, `set_clidr`, `set_ccsidr`) and `arch/arm64/kvm/hypercalls.c`
 (`kvm_arm_set_fw_reg`, `kvm_arm_set_fw_reg_bmap`); 6.1 and 6.12 answer so.
 """
@@ -11,9 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from formats.arm.id_fields import refused_fields
 from formats.arm.sysreg import Kind, describe, parse_register
+from proxy.hosts.taken import refused_parts
+from proxy.judging.qemu_tolerance import tolerated
 
 if TYPE_CHECKING:
+    from formats.arm.id_fields import IdField
     from proxy.hosts.profile import HostProfile
+    from proxy.hosts.taken import Taken
 
 NO_SUCH_REGISTER: Final = "the destination has no such register"
 
@@ -42,9 +47,11 @@ def refused_by(host: "HostProfile", registers: Iterable[tuple[int, int | None]])
         registers: Ids and values of one vCPU; None for a value that is not known, which is taken to be fine.
     """
     refused = {}
+    passed_over = tolerated(host.qemu)
     for register, value in registers:
         if host.lacks(register):
-            refused[register] = NO_SUCH_REGISTER
+            if register not in passed_over:
+                refused[register] = NO_SUCH_REGISTER
             continue
         own = host.values.get(register)
         if own is None or value is None or own == value:
@@ -56,6 +63,8 @@ def refused_by(host: "HostProfile", registers: Iterable[tuple[int, int | None]])
 
 
 def _refusal(host: "HostProfile", register: int, value: int, own: int) -> str | None:
+    if host.taken is not None:
+        return _refused_when_asked(host, host.taken, register, value)
     match describe(register).kind:
         case Kind.FIRMWARE:
             return _lost_level(register, value, own)
@@ -65,13 +74,35 @@ def _refusal(host: "HostProfile", register: int, value: int, own: int) -> str | 
         case Kind.CACHE_ID:
             return None if _takes_ccsidr(host, register, value) else f"fixed, {own:#x} on the destination"
         case Kind.IDENTIFICATION if register == _CLIDR:
-            return None if _takes_clidr(host, value) else f"the destination does not take it in place of {own:#x}"
+            return None if _takes_clidr(host, value) else _not_in_place_of(own)
         case Kind.IDENTIFICATION:
-            fields = refused_fields(register, value, own, (host.writable or {}).get(register, 0))
-            what = ", ".join(f"{field.name} {field.value(value)} -> {field.value(own)}" for field in fields)
-            return what or None
+            return _changes(refused_fields(register, value, own, (host.writable or {}).get(register, 0)), value, own)
         case _:
             return None
+
+
+def _refused_when_asked(host: "HostProfile", taken: "Taken", register: int, value: int) -> str | None:
+    own = host.values[register]
+    fields = refused_parts(register, value, own, taken)
+    if not fields:
+        # Its fields hang together; they were tried one at a time.
+        return _not_in_place_of(own) if register == _CLIDR and not _takes_clidr(host, value) else None
+    match describe(register).kind:
+        case Kind.FIRMWARE:
+            return _lost_level(register, value, own) or f"{value:#x} on the source, {own:#x} on the destination"
+        case Kind.FEATURE_BITMAP:
+            missing = sum(field.mask for field in fields)
+            return f"the destination does not offer the hypercalls of bits {missing:#x}"
+        case _:
+            return _changes(fields, value, own)
+
+
+def _changes(fields: "Iterable[IdField]", value: int, own: int) -> str | None:
+    return ", ".join(f"{field.name} {field.value(value)} -> {field.value(own)}" for field in fields) or None
+
+
+def _not_in_place_of(own: int) -> str:
+    return f"the destination does not take it in place of {own:#x}"
 
 
 def _lost_level(register: int, value: int, own: int) -> str | None:

@@ -140,10 +140,16 @@ class Leg:
         return received
 
     async def _release(self, pieces: "list[Raw]") -> None:
+        await self._send(pieces)
+        while self._rewriter.must_judge:
+            # Other migrations go on while the kernel is asked.
+            await self._send(await trio.to_thread.run_sync(self._rewriter.judge_now))
+        self._on_release()
+
+    async def _send(self, pieces: "list[Raw]") -> None:
         for piece in pieces:
             await self._destination.send(piece)
             self._rewriter.report.bytes_out += len(piece)
-        self._on_release()
 
     async def _backward(self) -> None:
         """Destination to source: the return path, passed on as it comes."""

@@ -58,12 +58,14 @@ class Session:
         self._source = source
         self._destination: Connection | None = None
         self._made: Connection | None = None
+        self._judge = config.judge.fresh()
         self._rewriter = Rewriter(
-            config.judge,
+            self._judge,
             live=True,
             allow_no_return_path=config.allow_no_return_path,
             device_state_limit=config.device_state_limit,
             source=config.source,
+            defer=self._judge.trial is not None,
         )
         self._leg: Leg | None = None
         self._recovery = Recovery()
@@ -156,6 +158,7 @@ class Session:
             raise
         finally:
             self._close(clean=clean)
+            self._judge.close()
             self.channels.end(clean=clean)
             self._recovery.reset()
 
@@ -179,6 +182,9 @@ class Session:
                 return
 
     async def _first_leg(self) -> None:
+        if self._judge.trial is not None:
+            # Now, while the guest runs; it will stand when it is judged.
+            await trio.to_thread.run_sync(self._judge.open)
         pieces = await self._beginning()
         self._destination = await self.dial()
         self.dialled.set()

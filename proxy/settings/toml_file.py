@@ -82,17 +82,21 @@ def _check_version(path: Path, text: str, found: dict[str, object], kind: type[m
     field = next((one for one in msgspec.structs.fields(kind) if one.name == _VERSION), None)
     if field is None:
         return
-    (known,) = get_args(field.type)
+    known = get_args(field.type)
+    newest, all_known = max(known), " and ".join(map(str, known))
     if _VERSION not in found:
-        raise ConfigError(f"{path}:1: {_VERSION}: it is missing; write {_VERSION} = {known} at the top of the file")
+        raise ConfigError(f"{path}:1: {_VERSION}: it is missing; write {_VERSION} = {newest} at the top of the file")
     version = found[_VERSION]
     where = _where(path, text, (_VERSION,))
-    if type(version) is not int or version < known:
-        raise ConfigError(f"{where}: it has to be {known}, the version that vmstate-proxy {proxy.__version__} reads")
-    if version > known:
+    if type(version) is not int or version < min(known):
+        raise ConfigError(
+            f"{where}: it has to be {all_known.replace('and', 'or')}, the version that vmstate-proxy "
+            f"{proxy.__version__} reads"
+        )
+    if version > newest:
         raise ConfigError(
             f"{where}: version {version} needs a newer vmstate-proxy; this one, {proxy.__version__}, reads version "
-            f"{known}"
+            f"{all_known}"
         )
 
 

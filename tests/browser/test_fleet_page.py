@@ -14,7 +14,7 @@ from formats.arm.sysreg import describe
 from proxy.fleet.matrix import FleetHost, judge_fleet
 from proxy.fleet.page import render
 from proxy.hosts.profile_file import load_profile
-from proxy.judging.policy import Policy
+from proxy.policy.policy import Policy
 from tests.captures import CAPTURES
 from tests.proxy.helpers import pairing, rules
 

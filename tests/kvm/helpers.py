@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
 
 if TYPE_CHECKING:
@@ -27,4 +28,11 @@ async def learn(directory: Path, host: Host) -> str:
     stream.write_bytes(await record(host))
     code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile))
     assert code == 0, output
+    return str(profile)
+
+
+async def probe(directory: Path, host: Host) -> str:
+    """Probe a host, as an operator would, and return its profile's path."""
+    profile = directory / f"{host}-probed.toml"
+    profile.write_bytes((await vmstate_proxy_in(host, "host", "probe", "-o", "-")).output)
     return str(profile)

@@ -10,6 +10,7 @@ import pytest
 
 from formats.arm.id_fields import differing
 from formats.arm.sysreg import parse_register
+from formats.arm.vcpu_features import VcpuFeature
 from proxy.hosts.profile_file import load_profile
 from tests.kvm.helpers import learn
 from tests.lab.host_proxy import vmstate_proxy_in
@@ -41,8 +42,14 @@ async def test_probe_and_learn_agree(lab: Lab, tmp_path: Path, suite: str) -> No
     assert probed.kernel.startswith({"bookworm": "Linux 6.1.", "trixie": "Linux 6.12."}[suite])
     assert probed.vcpu_features == ("PMU_V3", "PSCI_0_2")
     assert probed.timer_frequency == 62_500_000
-    # KVM_ARM_GET_REG_WRITABLE_MASKS came with Linux 6.7.
-    assert (probed.writable is None) == (suite == "bookworm")
+    assert probed.qemu is not None
+    assert probed.qemu.startswith({"bookworm": "7.2.", "trixie": "10.0."}[suite])
+    assert probed.kinds == [{VcpuFeature.PMU_V3}, set()]
+    assert probed.taken is not None
+    dfr0 = parse_register("ID_AA64DFR0_EL1")
+    # ID registers can be written since Linux 6.5, CSV2 and CSV3 since 5.10 and 5.11.
+    assert (dfr0 in probed.taken) == (suite == "trixie")
+    assert str(probed.taken[parse_register("ID_AA64PFR0_EL1")][-1]) == "CSV3 0"
 
 
 async def test_the_vcpus_features_can_be_chosen(lab: Lab, tmp_path: Path) -> None:

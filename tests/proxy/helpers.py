@@ -21,16 +21,16 @@ from formats.vmstate.device_state import DeviceState
 from proxy.captures.offline import read_vcpus
 from proxy.hosts.profile import HostProfile, learn_profile
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode, Policy
-from proxy.judging.rules import Rule, RuleAction, Rules
-from proxy.judging.whitelist import Pairing
+from proxy.policy.policy import Mode, Policy
+from proxy.policy.rules import Rule, RuleAction, Rules
+from proxy.policy.whitelist import Pairing
 from tests.captures import CAPTURES, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from formats.stream.events import AnyEvent
-    from proxy.judging.judge import Trial
+    from proxy.judging.trial import Trial
     from proxy.rewriter import Rewriter
 
 ROOT = CAPTURES.parent

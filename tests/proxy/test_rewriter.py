@@ -25,8 +25,8 @@ from formats.vmstate.vcpus import open_vcpus
 from proxy.captures.offline import rewrite
 from proxy.errors import ExitCode, RefusedError
 from proxy.hosts.kvm import KvmError
-from proxy.judging.policy import Mode
 from proxy.judging.verdict import Action
+from proxy.policy.policy import Mode
 from proxy.report import Outcome
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import (
@@ -60,9 +60,8 @@ from tests.proxy.helpers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from proxy.judging.judge import Judge
+from proxy.judging.trial import Trial
 
 SMP2 = "kvm-trixie-a57r0-smp2"
 
@@ -464,7 +463,7 @@ def test_a_pause_in_mid_stream_is_not_taken_for_a_missing_vmdesc() -> None:
 
 A57R3 = profile("kvm-trixie-a57r3")
 CNTP_CTL_EL0 = parse_register("CNTP_CTL_EL0")
-LACKING = [parse_register(name) for name in ("ACTLR_EL1", "PMCR_EL0", "PIR_EL1", "CNTPCT_EL0", "CCSIDR_EL1[0]")]
+LACKING = [parse_register(name) for name in ("ACTLR_EL1", "PMSELR_EL0", "PIR_EL1", "CNTPCT_EL0", "CCSIDR_EL1[0]")]
 
 
 def without_some() -> Judge:
@@ -697,12 +696,12 @@ def test_two_vcpus_of_one_index_are_both_judged() -> None:
 
 
 @dataclass
-class Mute:
+class Mute(Trial):
     """A trial that answers some vCPUs, and then no more."""
 
     answers: int
 
-    def refused(self, _: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
+    def refused(self, *_: object) -> dict[int, str]:
         if not self.answers:
             raise KvmError("/dev/kvm: Permission denied")
         self.answers -= 1
@@ -771,3 +770,18 @@ def test_the_refusal_of_firmware_says_what_the_guest_would_lose() -> None:
     assert "instance 1: KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1: " in said
     assert "AVAIL on the source, NOT_AVAIL on the destination" in said
     assert "never lowered" in said
+
+
+def test_what_is_judged_can_be_deferred() -> None:
+    """Bytes before the device state go on at once; the device state when the judge was given its time."""
+    stream = capture("kvm-trixie-a57r0")
+    rewriter = Rewriter(judge(R0, host=A57R3), live=False, defer=True)
+    before = bytearray()
+    for start in range(0, len(stream), 4096):
+        before += b"".join(rewriter.feed(stream[start : start + 4096]))
+    assert (rewriter.must_judge, rewriter.complete, rewriter.report.vcpus) == (True, False, 0)
+    after = b"".join([*rewriter.judge_now(), *rewriter.end()])
+    assert (rewriter.must_judge, rewriter.complete, rewriter.report.vcpus) == (False, True, 1)
+    at_once = Rewriter(judge(R0, host=A57R3), live=False)
+    assert bytes(before) + after == b"".join([*at_once.feed(stream), *at_once.end()])
+    assert len(before) > len(after)

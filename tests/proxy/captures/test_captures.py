@@ -15,7 +15,7 @@ from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode, Policy
+from proxy.policy.policy import Mode, Policy
 from proxy.report import Outcome
 from proxy.rewriter import Rewriter
 from tests.captures import CAPTURES, NOTHING, Capture, read_manifest

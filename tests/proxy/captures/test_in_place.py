@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.captures.in_place import Change, Patch, check_unchanged, finish, noted, patch_of
 from proxy.captures.stream_files import note_of
 from proxy.errors import ConfigError, ProxyError
-from proxy.rewriter import Replacement
+from proxy.judged_state import Replacement
 
 if TYPE_CHECKING:
     from pathlib import Path

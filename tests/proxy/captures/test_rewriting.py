@@ -20,7 +20,7 @@ from formats.files.libvirt_save import FORMATS
 from proxy.captures.rewriting import holds_mapped_ram, rewrite_in_place, rewrite_to
 from proxy.captures.stream_files import open_stream
 from proxy.errors import ConfigError, ProxyError, RefusedError
-from proxy.hosts.profile import write_profile
+from proxy.hosts.profile_text import write_profile
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import (
     NEWER,

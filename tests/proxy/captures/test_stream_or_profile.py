@@ -19,7 +19,7 @@ from formats.errors import DeviceStateTooLargeError, ForeignStreamError, Malform
 from proxy.captures.stream_or_profile import read_source
 from proxy.errors import ConfigError, ProxyError
 from proxy.hosts.host_registers import HostRegisters
-from proxy.hosts.profile import write_profile
+from proxy.hosts.profile_text import write_profile
 from tests.captures import CAPTURES
 from tests.proxy.helpers import NAMES, R0, R3, capture, device_state, profile, short, value
 
@@ -167,7 +167,7 @@ def test_a_profile_that_does_not_list_all_registers(stored: Callable[[str], str]
     "text",
     [
         "schema_version = 1\n",
-        "schema_version = 2\nalso_present = []\n[registers]\n",
+        "schema_version = 3\nalso_present = []\n[registers]\n",
         'schema_version = 1\nwhitelist.midr = ["0x411fd070"]\n',
         'schema_version = 1\nalso_present = ["NO_SUCH_EL1"]\n[registers]\n',
         "schema_version = ",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from formats.arm.sysreg import parse_register
-from proxy.hosts.profile import write_profile
+from proxy.hosts.profile_text import write_profile
 from tests import streams
 from tests.captures import CAPTURES
 from tests.proxy.cli.bad_streams import BROKEN, multifd

@@ -65,7 +65,7 @@ def test_the_options_to_paste_fit_80_columns_everywhere_and_let_the_registers_pa
         ("inspect", CAPTURES / "kvm-trixie-a57r3.xz", "--registers"),
         ("inspect", CAPTURES / "kvm-trixie-a57r3.xz", "--section", "pl011"),
         ("diff", CAPTURES / "kvm-trixie-a57r3.xz", CAPTURES / "kvm-bookworm-n1.xz"),
-        ("policy", "check", "proxy/judging/policy_example.toml"),
+        ("policy", "check", "proxy/policy/policy_example.toml"),
         ("host", "matrix", *sorted(HOSTS.glob("*.toml"))),
     ],
     ids=lambda arguments: " ".join(map(str, arguments[::2])),

@@ -13,9 +13,9 @@ from formats.arm.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError, RefusedError
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode, Policy
-from proxy.judging.policy_file import load_policy
 from proxy.judging.verdict import Action, Verdict
+from proxy.policy.policy import Mode, Policy
+from proxy.policy.policy_file import load_policy
 from proxy.rewriter import Rewriter
 from tests.proxy.helpers import R0, R3, ROOT, capture, profile, registers, without_vmdesc
 

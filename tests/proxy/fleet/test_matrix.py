@@ -14,9 +14,10 @@ import pytest
 from formats.arm.sysreg import MIDR_EL1, describe
 from proxy.fleet.matrix import FleetHost, in_short, judge_fleet
 from proxy.fleet.page import render
-from proxy.hosts.profile import HostProfile, write_profile
+from proxy.hosts.profile import HostProfile
 from proxy.hosts.profile_file import load_profile
-from proxy.judging.policy import Policy
+from proxy.hosts.profile_text import write_profile
+from proxy.policy.policy import Policy
 from tests.captures import CAPTURES
 from tests.proxy.helpers import ROOT, pairing, rules
 

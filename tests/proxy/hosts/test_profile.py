@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from formats.arm.sysreg import MIDR_EL1, Kind, describe, parse_register
 from proxy.errors import ConfigError, RefusedError
-from proxy.hosts.profile import HostProfile, learn_profile, write_profile
+from proxy.hosts.profile import HostProfile, learn_profile
 from proxy.hosts.profile_file import load_profile
+from proxy.hosts.profile_text import write_profile
 from tests.proxy.helpers import NAMES, PSCI_VERSION, R0, R3, REVIDR_EL1, midr_only, profile, registers
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def test_any_profile_comes_back_as_it_was(
 
 
 def test_a_description_cannot_break_the_file() -> None:
-    text = write_profile(HostProfile('a"\nschema_version = 2\\\x00\x7f', {}, None))
-    assert tomllib.loads(text)["schema_version"] == 1
+    text = write_profile(HostProfile('a"\nschema_version = 3\\\x00\x7f', {}, None))
+    assert tomllib.loads(text)["schema_version"] == 2
 
 
 def test_what_is_learned() -> None:
@@ -110,7 +111,7 @@ def test_a_handwritten_profile(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert load_profile(path) == HostProfile(
-        "", {MIDR_EL1: R3, REVIDR_EL1: 0, PSCI_VERSION: 65537}, frozenset({SCTLR_EL1})
+        "", {MIDR_EL1: R3, REVIDR_EL1: 0, PSCI_VERSION: 65537}, frozenset({SCTLR_EL1}), variants=None
     )
 
 
@@ -119,7 +120,7 @@ def test_a_handwritten_profile(tmp_path: Path) -> None:
     [
         ("", "schema_version"),
         ("schema_version = 1", "registers"),
-        ("schema_version = 2\n[registers]", "schema_version"),
+        ("schema_version = 3\n[registers]", "schema_version"),
         ("schema_version = '1'\n[registers]", "schema_version"),
         ("schema_version = 1\nregister = 1\n[registers]", "register"),
         ("schema_version = 1\nregisters = []", "registers"),

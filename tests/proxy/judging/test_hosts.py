@@ -11,7 +11,7 @@ from formats.arm.sysreg import describe, parse_register
 from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile_file import load_profile
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Policy
+from proxy.policy.policy import Policy
 from tests.captures import CAPTURES
 from tests.proxy.helpers import pairing, rules
 

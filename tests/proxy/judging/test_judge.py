@@ -11,9 +11,10 @@ from formats.arm.sysreg import MIDR_EL1, describe, parse_register
 from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode, Policy
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
+from proxy.judging.trial import Trial
 from proxy.judging.verdict import Action
+from proxy.policy.policy import Mode, Policy
 from tests.proxy.helpers import PSCI_VERSION, R0, R3, REVIDR_EL1, judge, midr_only, pairing, registers
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def test_a_processor_that_the_destination_does_not_know_as_a_register() -> None:
 
 
 @dataclass
-class Kernel:
+class Kernel(Trial):
     """A KVM that has registers, takes some values, and remembers what it was asked.
 
     Attributes:
@@ -271,7 +272,13 @@ class Kernel:
     together: dict[int, tuple[int, int]] = field(default_factory=dict)
     asked: list[dict[int, int | None]] = field(default_factory=list)
 
-    def refused(self, given: Iterable[tuple[int, int | None]], /) -> dict[int, str]:
+    def refused(
+        self,
+        given: Iterable[tuple[int, int | None]],
+        _host: HostProfile,
+        _repaired: frozenset[tuple[int, int | None]],
+        /,
+    ) -> dict[int, str]:
         values = dict(given)
         assert list(values) == sorted(values)
         self.asked.append(values)

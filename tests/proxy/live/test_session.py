@@ -14,12 +14,12 @@ import trio
 from formats.arm.sysreg import MIDR_EL1
 from proxy.errors import ExitCode
 from proxy.judging.judge import Judge
-from proxy.judging.policy import Mode, Requirements
 from proxy.live.session import Session
 from proxy.live.session_config import SessionConfig
 from proxy.net.address import TcpAddress
 from proxy.net.connection import SocketConnection
 from proxy.net.route import Route
+from proxy.policy.policy import Mode, Requirements
 from proxy.report import Outcome, Report
 from tests.proxy.helpers import (
     OPEN_RETURN_PATH,

@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from formats.arm.sysreg import MIDR_EL1
-from proxy.judging.rules import Rule, RuleAction, Rules
-from proxy.judging.whitelist import Pairing
+from proxy.policy.rules import Rule, RuleAction, Rules
+from proxy.policy.whitelist import Pairing
 
 
 class Mode(enum.StrEnum):

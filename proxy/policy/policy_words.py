@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from formats.arm.sysreg import describe
-from proxy.judging.policy import Mode, Policy
-from proxy.judging.rules import Rule, RuleAction
-from proxy.judging.whitelist import Pairing
+from proxy.policy.policy import Mode, Policy
+from proxy.policy.rules import Rule, RuleAction
+from proxy.policy.whitelist import Pairing
 
 _MODES = {
     Mode.REPAIR: "Only registers that the destination would refuse are swapped, and only those listed here.",

@@ -9,9 +9,9 @@ import msgspec
 from formats.arm.id_fields import fields_of
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
 from proxy.errors import ConfigError
-from proxy.judging.policy import Mode, Policy, Requirements
-from proxy.judging.rules import OverlapError, Rule, RuleAction, Rules
-from proxy.judging.whitelist import Pairing
+from proxy.policy.policy import Mode, Policy, Requirements
+from proxy.policy.rules import OverlapError, Rule, RuleAction, Rules
+from proxy.policy.whitelist import Pairing
 from proxy.settings.register_names import (
     droppable_register,
     host_register,

@@ -9,9 +9,9 @@ import pytest
 from formats.arm.processor_sets import parse_processors
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ConfigError
-from proxy.judging.policy import DEFAULT_RULES, Mode, Policy
-from proxy.judging.policy_file import load_policy
-from proxy.judging.rules import RuleAction
+from proxy.policy.policy import DEFAULT_RULES, Mode, Policy
+from proxy.policy.policy_file import load_policy
+from proxy.policy.rules import RuleAction
 from tests.proxy.helpers import REVIDR_EL1
 
 if TYPE_CHECKING:
