@@ -17,6 +17,8 @@ class ExitCode(enum.IntEnum):
     """The stream is broken, cut short, or no migration stream."""
     REFUSED = 4
     """The stream may be sound, but the policy or this program does not let it pass."""
+    NOT_JUDGED = 5
+    """Nothing was judged: there is no arm64 vCPU in the stream."""
 
 
 class ProxyError(Exception):

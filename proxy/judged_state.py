@@ -3,16 +3,21 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from formats.arm.vcpu_features import kind_of
 from formats.vmstate.removal import without_registers
 from formats.vmstate.vcpus import open_vcpus
+from proxy.judging.start_flags import start_for
 from proxy.judging.verdict import Action, Verdict
 
 if TYPE_CHECKING:
     from formats.arm.register_list import RegisterList
+    from formats.arm.vcpu_features import Kind
     from formats.frame.event import Raw
     from formats.vmstate.device_state import DeviceState
     from formats.vmstate.locators import DeviceSection
+    from proxy.hosts.profile import HostProfile
     from proxy.judging.judge import Judge
+    from proxy.judging.start_flags import Start
 
 
 _MOST_NAMES: Final = 12
@@ -42,10 +47,22 @@ class JudgedState:
         state: The device state.
         vcpus: Each vCPU's registers with their verdicts. Not by index: no vCPU's verdicts may hide behind those of one
             that claims the same.
+        host: The destination, as far as it is known.
     """
 
     state: "DeviceState"
     vcpus: "list[tuple[RegisterList, list[Verdict]]]"
+    host: "HostProfile | None"
+
+    @property
+    def kinds(self) -> "tuple[Kind, ...]":
+        """The kinds of vCPU that the guest has."""
+        return tuple(dict.fromkeys(kind_of(registers) for registers, _ in self.vcpus))
+
+    @property
+    def start(self) -> "Start | None":
+        """How the destination has to be started for it; None where that is not known."""
+        return None if self.host is None else start_for(self.host, self.kinds)
 
     @property
     def refusal(self) -> str | None:
@@ -90,7 +107,7 @@ def judge_state(judge: "Judge", state: "DeviceState") -> JudgedState:
         UnknownCpuVersionError: An arm64 `cpu` section of a version or layout that is not known.
         KvmError: The destination's kernel cannot be asked.
     """
-    return JudgedState(state, [(registers, judge.judge(registers)) for registers in open_vcpus(state)])
+    return JudgedState(state, [(registers, judge.judge(registers)) for registers in open_vcpus(state)], judge.host)
 
 
 def in_one_line(refusals: list[Verdict]) -> str:

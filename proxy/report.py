@@ -9,6 +9,8 @@ from proxy.errors import ExitCode
 from proxy.judging.verdict import Action, verdict_as_dict
 
 if TYPE_CHECKING:
+    from formats.arm.vcpu_features import Kind
+    from proxy.judging.start_flags import Start
     from proxy.judging.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -41,6 +43,8 @@ class Report:
         channels: How many multifd channels, and the one of postcopy-preempt, went beside the main one.
         postcopy: Whether the guest's device state went as the package of a postcopy migration.
         recoveries: How many times a postcopy migration was taken up again after its connection broke.
+        kinds: The kinds of vCPU that the guest has.
+        start: How the destination has to be started for it; None where that is not known.
     """
 
     mode: str
@@ -56,6 +60,8 @@ class Report:
     channels: int = 0
     postcopy: bool = False
     recoveries: int = 0
+    kinds: "tuple[Kind, ...]" = ()
+    start: "Start | None" = None
 
     def failed(self, reason: str) -> None:
         """Note that something outside the stream went wrong; a reason found in the stream stands."""
@@ -75,6 +81,8 @@ class Report:
             "mode": self.mode,
             "machine": self.machine,
             "vcpus": self.vcpus,
+            "vcpu_features": [sorted(kind) for kind in self.kinds],
+            "start": None if self.start is None else self.start.as_dict(),
             "channels": self.channels,
             "postcopy": self.postcopy,
             "recoveries": self.recoveries,

@@ -312,6 +312,7 @@ class Rewriter:
             )
         judged = judge_state(self._judge, state)
         self.report.vcpus += len(judged.vcpus)
+        self.report.kinds, self.report.start = judged.kinds, judged.start
         if judged.refusal is not None:
             self._refuse(judged.refusal)
         if self._observing:

@@ -16,11 +16,13 @@ says only that there are vectors. A destination's profile bounds them.
 """
 
 import enum
+import functools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from formats.arm.id_fields import fields_of
+from formats.arm.register_list import RegisterList
 from formats.arm.sysreg import describe, parse_register
 
 
@@ -89,6 +91,8 @@ class FeatureEvidence:
 
 def kind_of(registers: _Registers) -> Kind:
     """Tell of which kind a vCPU is. It is quick, for the guest stands while its vCPUs are judged."""
+    if isinstance(registers, RegisterList):
+        return _kind_of_ids(registers.ids)
     return frozenset(feature for feature, mark in MARKS.items() if mark in registers)
 
 
@@ -122,6 +126,13 @@ def features_of(
 def named(kind: Iterable[VcpuFeature]) -> str:
     """Name a kind for people: `PMU_V3, SVE`; `none of the optional features` for the least."""
     return ", ".join(sorted(kind)) or "none of the optional features"
+
+
+@functools.lru_cache(maxsize=8)
+def _kind_of_ids(ids: tuple[int, ...]) -> Kind:
+    """Do what `kind_of` does, for the one list of ids that the vCPUs of a guest have."""
+    listed = frozenset(ids)
+    return frozenset(feature for feature, mark in MARKS.items() if mark in listed)
 
 
 def _fields(registers: _Registers, feature: VcpuFeature) -> Iterable[str]:

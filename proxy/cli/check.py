@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from formats.arm.sysreg import describe
+from formats.arm.vcpu_features import named
 from formats.errors import FormatError
 from proxy.captures.stream_or_profile import read_source
 from proxy.cli.lines import COLUMNS, echo
@@ -42,7 +43,11 @@ def command(*, source: str, as_json: bool, show_same: bool, summary: bool, optio
     Nothing is moved. SOURCE is a captured stream, or a host's profile, which stands for a guest that was just started
     there. The answer is the one that 'run' would carry out with the same options: what becomes of each register, what
     the guest will see of it, which features the destination lacks, and which errata its processor has. The answer
-    stands first; --summary prints nothing else. Exit code 0: the guest can go; 4: it cannot.
+    stands first; --summary prints nothing else. Exit code 0: the guest can go; 4: it cannot; 5: there was nothing to
+    judge, for the stream holds no arm64 vCPU.
+
+    The guest is judged as the vCPU that it has. Of which kind that is, and how the destination's QEMU has to be started
+    for it, is said where the destination was asked about every kind: by --kvm, or by 'host probe'.
 
     \b
     Examples:
@@ -73,6 +78,8 @@ def command(*, source: str, as_json: bool, show_same: bool, summary: bool, optio
         click.echo(_conclusion(answer))
     else:
         _show(answer, judge, show_same=show_same)
+    if not answer.judged:
+        raise click.exceptions.Exit(ExitCode.NOT_JUDGED)
     raise click.exceptions.Exit(ExitCode.OK if answer.goes else ExitCode.REFUSED)
 
 
@@ -86,6 +93,7 @@ def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
     if show_same:
         for register in answer.same:
             click.echo(f"{'same':9} {describe(register).name}")
+    _show_kind(answer)
     _show_verdicts(answer)
     _list("The destination has less of what the guest was told:", answer.lost)
     _list("The hosts differ in more than registers:", answer.differences)
@@ -93,6 +101,15 @@ def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
     if judge.host is not None and judge.host.others is None:
         known = counted(len(judge.host.values), "register")
         echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
+
+
+def _show_kind(answer: Answer) -> None:
+    """Say what the guest's vCPUs are, and how the destination has to be started."""
+    if answer.start is None:
+        return
+    echo(f"Its vCPUs have {named(answer.kinds[0])}. The destination has to be started with {answer.start.qemu}")
+    if answer.start.libvirt:
+        echo(f"  libvirt: {answer.start.libvirt}", indent=4)
 
 
 def _to_paste(option: str) -> "Iterable[str]":
@@ -159,7 +176,7 @@ def _list(head: str, lines: "Iterable[str]") -> None:
 
 def _conclusion(answer: Answer) -> str:
     if not answer.vcpus:
-        return "The stream holds no arm64 vCPU: it passes as it is."
+        return "Not judged: the stream holds no arm64 vCPU; the proxy would pass it on as it is."
     counts = {action: len(answer.registers(action)) for action in Action}
     if not answer.goes:
         refused = counts[Action.REFUSE]
@@ -169,9 +186,11 @@ def _conclusion(answer: Answer) -> str:
         for action in (Action.SWAP, Action.DROP)
         if counts[action]
     )
-    if not answer.direct:
+    if answer.direct is False:
         return f"The guest can go through the proxy, with {changes}; directly it is refused."
     unneeded = f"; through the proxy it goes with {changes} all the same" if changes else ""
+    if answer.direct is None:
+        return f"Nothing that is known of the destination speaks against the guest{unneeded}."
     return f"The destination takes the guest as it is; no register has to be swapped{unneeded}."
 
 

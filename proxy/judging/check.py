@@ -9,10 +9,12 @@ from formats.arm.vcpu_features import kind_of
 from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
 from proxy.judging.judge import Judge
+from proxy.judging.start_flags import Start, start_for
 from proxy.judging.verdict import Action, Registers, Verdict, verdict_as_dict
 
 if TYPE_CHECKING:
     from formats.arm.errata import Erratum
+    from formats.arm.vcpu_features import Kind as VcpuKind
 
 SCHEMA_VERSION = 1
 
@@ -25,7 +27,10 @@ class Answer:
         verdicts: The verdicts on all vCPUs.
         vcpus: How many there are.
         same: The registers that are equal on both sides, in every vCPU, by id.
-        direct: Whether the destination takes the guest without the proxy.
+        kinds: The kinds of the guest's vCPUs.
+        start: How the destination's QEMU has to be started for it; None where that is not known.
+        direct: Whether the destination takes the guest without the proxy; None where that is not known, as nothing that
+            is known of the destination speaks against it.
         lost: The features of which the destination has less than the guest was told.
         differences: In what else the hosts differ.
         errata: How the processors' errata differ.
@@ -34,14 +39,21 @@ class Answer:
     verdicts: tuple[Verdict, ...]
     vcpus: int
     same: tuple[int, ...]
-    direct: bool
+    kinds: "tuple[VcpuKind, ...]"
+    start: Start | None
+    direct: bool | None
     lost: tuple[str, ...]
     differences: tuple[str, ...]
     errata: Errata
 
     @property
+    def judged(self) -> bool:
+        """Whether there was anything to judge."""
+        return self.vcpus > 0
+
+    @property
     def goes(self) -> bool:
-        """Whether the guest can go through the proxy."""
+        """Whether the guest can go through the proxy; what is not judged is not held up."""
         return all(verdict.action is not Action.REFUSE for verdict in self.verdicts)
 
     @property
@@ -61,9 +73,12 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as it goes into JSON."""
         return {
-            "direct": self.direct,
-            "goes": self.goes,
+            "judged": self.judged,
+            "direct": self.direct if self.judged else None,
+            "goes": self.goes if self.judged else None,
             "vcpus": self.vcpus,
+            "vcpu_features": [sorted(kind) for kind in self.kinds],
+            "start": None if self.start is None else self.start.as_dict(),
             "same": [describe(register).name for register in self.same],
             "verdicts": [
                 verdict_as_dict(verdict)
@@ -98,15 +113,24 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
     }
     midr = next((registers.get(MIDR_EL1) for registers in vcpus), None)
     profile = next((registers.profile for registers in vcpus if isinstance(registers, HostRegisters)), None)
+    kinds = tuple(dict.fromkeys(kind_of(registers) for registers in vcpus))
     return Answer(
         verdicts=tuple(verdicts),
         vcpus=len(vcpus),
         same=tuple(sorted(equal)),
-        direct=not any(judge.refused(registers) for registers in vcpus),
+        kinds=kinds,
+        start=start_for(judge.host, kinds),
+        direct=_direct(judge, vcpus),
         lost=tuple(lost_features(verdicts)),
         differences=() if profile is None else tuple(host_differences(profile, judge.host)),
         errata=compare_errata(midr, judge.host.midr),
     )
+
+
+def _direct(judge: Judge, vcpus: Sequence[Registers]) -> bool | None:
+    if any(judge.refused(registers) for registers in vcpus):
+        return False
+    return None if judge.host is None or judge.host.others is None else True
 
 
 def _erratum(erratum: "Erratum", errata: Errata) -> dict[str, Any]:

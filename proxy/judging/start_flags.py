@@ -1,9 +1,13 @@
 """How a destination's QEMU has to be started for a guest: the features of its vCPUs that are to be turned off."""
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from formats.arm.vcpu_features import Kind, VcpuFeature
+
+if TYPE_CHECKING:
+    from proxy.hosts.profile import HostProfile
 
 _PROPERTIES: Final = {
     VcpuFeature.PMU_V3: "pmu",
@@ -12,6 +16,47 @@ _PROPERTIES: Final = {
     VcpuFeature.PTRAUTH_GENERIC: "pauth",
 }
 """QEMU's properties of `-cpu host` (QEMU `docs/system/arm/cpu-features.rst`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the destination's QEMU has to be started.
+
+    Attributes:
+        off: The properties of `-cpu host` that have to be off.
+    """
+
+    off: tuple[str, ...]
+
+    @property
+    def qemu(self) -> str:
+        """QEMU's option: `-cpu host,pmu=off`."""
+        return qemu_cpu(self.off)
+
+    @property
+    def libvirt(self) -> str:
+        """What libvirt's domain needs for the same; see `libvirt_xml`."""
+        return libvirt_xml(self.off)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as it goes into JSON."""
+        return {"qemu": self.qemu, "libvirt": self.libvirt}
+
+
+def start_for(host: "HostProfile", kinds: Collection[Kind]) -> Start | None:
+    """Return how a destination has to be started for a guest.
+
+    Args:
+        host: The destination.
+        kinds: The kinds of the guest's vCPUs.
+
+    Returns:
+        How; None where the profile does not know what the host could give, or the vCPUs are not alike.
+    """
+    if not host.all_kinds or len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    return Start(tuple(turned_off(host.kinds[0], kind)))
 
 
 def turned_off(offered: Kind, wanted: Kind) -> list[str]:

@@ -104,3 +104,28 @@ async def moved(here: Host, there: Host, row: Row, asked: str, directory: Path) 
             assert await proxy.wait_exit() == 0
             [report] = proxy.reports()
     return report
+
+
+KINDS = {"host": "-cpu host", "host,pmu=off": "-cpu host,pmu=off", LEAST: "-cpu host,pauth=off,sve=off"}
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
+async def test_one_proxy_serves_guests_of_three_kinds(lab: Lab, tmp_path: Path, at_once: bool) -> None:
+    """A proxy carries to one destination; three of them carry for three, with one judge of the same host."""
+    host = await lab.host(suite="trixie", cpu=V1)
+    profile = await probe(tmp_path, host)
+    reports = []
+
+    async def move(cpu: str) -> None:
+        async with (
+            host.guest(name="source", cpu=cpu, image=counter_guest()) as source,
+            host.guest(name="destination", cpu=cpu, incoming="tcp:127.0.0.1:0") as destination,
+            running_proxy(wire_uri(await destination.incoming_port()), "--host", profile, "--once") as proxy,
+        ):
+            await source.wait_counter_moves()
+            await source.migrate(proxy.uri)
+            assert (await source.wait_migration()).status == "completed", proxy.text()
+            left = await source.counter()
+            assert await destination.wait_counter_moves() > left
+            assert await proxy.wait_exit() == 0
+            reports.extend(proxy.reports())

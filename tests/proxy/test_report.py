@@ -34,6 +34,8 @@ def test_the_json() -> None:
         "mode": "repair",
         "machine": "virt-7.2",
         "vcpus": 1,
+        "vcpu_features": [],
+        "start": None,
         "channels": 0,
         "postcopy": False,
         "recoveries": 0,

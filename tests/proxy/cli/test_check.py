@@ -186,6 +186,9 @@ def test_check_json(run: Callable[..., Result], tmp_path: Path, older: Path, sou
         "source": name,
         "destination": OLDER,
         "asked": "profile",
+        "judged": True,
+        "vcpu_features": [["PMU_V3"]],
+        "start": None,
         "direct": False,
         "goes": True,
         "vcpus": 1,
@@ -309,7 +312,11 @@ def test_a_stream_of_another_architecture_passes(run: Callable[..., Result], tmp
     other = replace(parts, sections=(parts.sections[0], *parts.sections[2:]))
     (tmp_path / "in").write_bytes(other.stream())
     result = run("check", tmp_path / "in", "--host", older)
-    assert (result.code, result.out) == (0, b"The stream holds no arm64 vCPU: it passes as it is.\n")
+    says = b"Not judged: the stream holds no arm64 vCPU; the proxy would pass it on as it is.\n"
+    assert (result.code, result.out) == (5, says)
+    result = run("check", tmp_path / "in", "--host", older, "--json")
+    assert result.code == 5
+    assert [result.json[key] for key in ("judged", "direct", "goes", "vcpus")] == [False, None, None, 0]
 
 
 @pytest.mark.parametrize("what", BROKEN)

@@ -16,6 +16,7 @@ from proxy.judging.trial import Trial
 from proxy.judging.verdict import Action
 from proxy.policy.policy import Mode, Policy
 from tests.proxy.helpers import PSCI_VERSION, R0, R3, REVIDR_EL1, judge, midr_only, pairing, registers
+from tests.proxy.hosts.test_variants import BASE, NEITHER, NO_PMU, NO_SVE, PFR0, WHOLE, ZFR0
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -416,3 +417,35 @@ def test_a_judge_does_not_remember_for_ever() -> None:
         (found,) = verdicts(one, SAME | {CTR_EL0: 0x100 + value})
         assert found == (CTR_EL0, Action.REFUSE, 0x100 + value, 2)
     assert len(one._known) <= 256
+
+
+# --- kinds of vCPU
+
+
+def test_a_vcpu_is_judged_as_its_kind_finds_the_destination() -> None:
+    """Each value is right for one kind alone."""
+    for host in (WHOLE, NO_SVE, NO_PMU, NEITHER):
+        values = host.values | dict.fromkeys(host.others or (), 0)
+        assert verdicts(judge(host=WHOLE), values) == []
+    mixed = NO_SVE.values | dict.fromkeys(BASE.others or (), 0)
+    assert [(id_, action) for id_, action, *_ in verdicts(judge(host=WHOLE), mixed)] == [
+        (PFR0, Action.REFUSE),
+        (ZFR0, Action.REFUSE),
+    ]
+
+
+def test_a_kind_that_the_profile_does_not_know_is_refused_with_what_helps() -> None:
+    values = NO_PMU.values | dict.fromkeys(NO_PMU.others or (), 0)
+    for mode in (Mode.REPAIR, Mode.BLIND):
+        (verdict,) = judge(host=replace(BASE, all_kinds=False), mode=mode).judge(registers(values))
+        assert (verdict.name, verdict.action, verdict.option) == ("PMCR_EL0", Action.REFUSE, "")
+        assert verdict.rule == "its vCPU has SVE, and the profile of the destination knows vCPUs with PMU_V3, SVE"
+        assert "'host probe'" in verdict.advice
+        assert "-cpu host,pmu=off" in verdict.advice
+
+
+def test_a_newer_qemu_takes_registers_that_its_host_lacks() -> None:
+    values = BASE.values | dict.fromkeys(BASE.others or (), 0) | {parse_register("TCR2_EL1"): 0}
+    for qemu, taken in (("10.0.13", False), ("11.0", False), ("11.1.3", True), ("12.0", True), (None, False)):
+        found = verdicts(judge(host=replace(WHOLE, qemu=qemu)), values)
+        assert (found == []) == taken, qemu
