@@ -249,6 +249,7 @@ class Rewriter:
             case Configuration():
                 self.report.machine = event.machine
                 self._check_machine(event.machine, event.offset)
+                self._check_source(event.offset)
                 return event.raw
             case Command():
                 return self._commanded(event)
@@ -258,6 +259,12 @@ class Rewriter:
         if isinstance(event, DeviceState | LateVmdesc):
             return self._with_changes(event)
         return event.raw
+
+    def _check_source(self, offset: int) -> None:
+        """Refuse at once what is known ahead of the source and the destination's QEMU was not started for."""
+        unlike = next(filter(None, map(self._judge.unlike, self._source)), None)
+        if unlike is not None:
+            self._refuse(f"offset {offset:#x}: by what is known of the source, {in_one_line([unlike])}")
 
     def _check_what_is_required(self, event: AnyEvent) -> None:
         """Refuse, before the first section passes, a stream that does not bring what the policy wants."""

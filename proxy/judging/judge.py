@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from formats.arm.id_fields import differing, fields_of
 from formats.arm.midr import parse_midr_el1
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
-from formats.arm.vcpu_features import MARKS, kind_of, named
+from formats.arm.vcpu_features import MARKS, VcpuFeature, kind_of, named
 from formats.arm.vcpu_features import Kind as VcpuKind
 from proxy.judging.harmless import harmless
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER, refused_by
@@ -21,6 +21,7 @@ from proxy.settings.register_names import NO_MIDR
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
+    from proxy.hosts.started_qemu import StartedQemu
     from proxy.judging.trial import Trial
 
 
@@ -61,10 +62,33 @@ class Judge:
         """Tell which registers of a vCPU the destination does not take as they are, and why, by id."""
         if self.host is None:
             return {}
-        view = self._view(kind_of(registers))
+        unlike = self.unlike(registers)
+        if unlike is not None:
+            return {unlike.register: unlike.rule}
+        view = self._view_for(registers)
         if view is None:
             return {verdict.register: verdict.rule for verdict in [self._unknown_kind(registers, self.host)]}
         return self._asked(registers.items(), view.host)
+
+    @property
+    def started(self) -> "StartedQemu | None":
+        """The destination's QEMU; None where it was not looked at, and is taken to be started as the guest needs it."""
+        return None if self.trial is None else self.trial.started
+
+    def unlike(self, registers: Registers) -> Verdict | None:
+        """Refuse a guest with features that the destination's QEMU turns off; None where it turns off none of them."""
+        if self.started is None or not (missing := self.started.off & kind_of(registers)):
+            return None
+        offered = frozenset[VcpuFeature]() if self.host is None else self.host.kinds[0]
+        return Verdict(
+            registers.vcpu,
+            MARKS[min(missing)],
+            Action.REFUSE,
+            registers.get(MARKS[min(missing)]),
+            None,
+            f"the guest's vCPUs have {named(missing)}, which the destination's QEMU turns off ({self.started})",
+            advice=f"start it with {qemu_cpu(turned_off(offered, kind_of(registers)))}",
+        )
 
     def fresh(self) -> "Judge":
         """Return a judge for one migration; one that asks the kernel has scratch VMs of its own, to be closed."""
@@ -74,14 +98,17 @@ class Judge:
         object.__setattr__(judge, "_views", self._views)
         return judge
 
-    def open(self) -> None:
+    def open(self, address: tuple[str, int] | None = None) -> None:
         """Make ready to ask the kernel, which takes milliseconds, while the guest still runs.
+
+        Args:
+            address: Where the destination's QEMU listens, host as a number and port, so that it can be looked at.
 
         Raises:
             KvmError: There is no arm64 KVM here, or it does not have a feature.
         """
         if self.trial is not None and self.host is not None:
-            self.trial.open(self.host)
+            self.trial.open(self.host, address)
 
     def close(self) -> None:
         """Give back what `open` took, if anything."""
@@ -99,7 +126,10 @@ class Judge:
         """Return the verdicts on one vCPU: the processor's first, then in the order of the register ids."""
         if self.host is None:
             return []
-        view = self._view(kind_of(registers))
+        unlike = self.unlike(registers)
+        if unlike is not None:
+            return [unlike]
+        view = self._view_for(registers)
         if view is None:
             return [self._unknown_kind(registers, self.host)]
         host = view.host
@@ -111,6 +141,12 @@ class Judge:
         if all(verdict.action is not Action.REFUSE for verdict in verdicts):
             verdicts += self._still_refused(registers, verdicts, host)
         return verdicts
+
+    def _view_for(self, registers: Registers) -> "_View | None":
+        """Return the destination as it is started, or as it has to be for the guest."""
+        if self.started is None or self.host is None:
+            return self._view(kind_of(registers))
+        return self._view(self.host.kinds[0] - self.started.off)
 
     def _view(self, kind: VcpuKind) -> "_View | None":
         if kind not in self._views:

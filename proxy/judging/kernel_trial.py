@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.hosts.kvm import Feature, ScratchVcpu, scratch_vcpu
+from proxy.hosts.started_qemu import look_at
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
 from proxy.judging.qemu_tolerance import tolerated
 from proxy.judging.trial import Trial
@@ -45,12 +46,13 @@ class KernelTrial(Trial):
         """Return one for another migration."""
         return KernelTrial()
 
-    def open(self, host: "HostProfile") -> None:
-        """Make a scratch VM for each kind of vCPU that the host has.
+    def open(self, host: "HostProfile", address: tuple[str, int] | None = None) -> None:
+        """Make a scratch VM for each kind of vCPU that the host has, and look at who listens at an address.
 
         Raises:
             KvmError: There is no arm64 KVM here, or it does not have a feature.
         """
+        self.started = None if address is None else look_at(*address)
         for names in (host.vcpu_features, *(variant.vcpu_features for variant in host.variants or ())):
             self._of(names or ())
 

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
+    from proxy.hosts.started_qemu import StartedQemu
 
 
 class Trial(ABC):
     """Something that can tell which registers the destination does not take; see `proxy.judging.kernel_trial`."""
+
+    started: "StartedQemu | None" = None
+    """The destination's QEMU; None where it was not looked at."""
 
     @abstractmethod
     def refused(
@@ -31,8 +35,8 @@ class Trial(ABC):
         """Return one for another migration; itself, unless it holds something of one."""
         return self
 
-    def open(self, host: "HostProfile", /) -> None:  # noqa: B027 - nothing to do is right for most
-        """Make ready for vCPUs of every kind that a host has."""
+    def open(self, host: "HostProfile", address: tuple[str, int] | None, /) -> None:  # noqa: B027 - nothing to do is right for most
+        """Make ready for vCPUs of every kind that a host has, and look at who listens at an address."""
 
     def close(self) -> None:  # noqa: B027
         """Give back what was taken."""

@@ -13,7 +13,7 @@ from proxy.live.give_back import give_back
 from proxy.live.leg import Leg
 from proxy.live.recovery import PAUSED, Recovery
 from proxy.live.side_channels import SideChannels
-from proxy.net.address import FdAddress, StdioAddress
+from proxy.net.address import FdAddress, StdioAddress, TcpAddress
 from proxy.report import Report
 from proxy.rewriter import Rewriter
 
@@ -184,7 +184,8 @@ class Session:
     async def _first_leg(self) -> None:
         if self._judge.trial is not None:
             # Now, while the guest runs; it will stand when it is judged.
-            await trio.to_thread.run_sync(self._judge.open)
+            there = (self._address.host, self._address.port) if isinstance(self._address, TcpAddress) else None
+            await trio.to_thread.run_sync(self._judge.open, there)
         pieces = await self._beginning()
         self._destination = await self.dial()
         self.dialled.set()

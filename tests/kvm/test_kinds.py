@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from tests.kvm.helpers import probe
 from tests.lab.guest import counter_guest
 from tests.lab.host import A57_R1P0, A57_R1P3
-from tests.lab.host_proxy import running_proxy_in
+from tests.lab.host_proxy import running_proxy_in, vmstate_proxy_in
 from tests.lab.images import MACHINES
 from tests.lab.proxy import running_proxy
 from tests.lab.vm import wire_uri
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.lab.host import Host
+    from tests.lab.host_proxy import HostProxy
     from tests.lab.pool import Lab
+    from tests.lab.vm import Vm
 
 A57, N1, V1 = "cortex-a57", "neoverse-n1", "neoverse-v1"
 LEAST = "host,sve=off,pauth=off"
@@ -109,23 +114,98 @@ async def moved(here: Host, there: Host, row: Row, asked: str, directory: Path) 
 KINDS = {"host": "-cpu host", "host,pmu=off": "-cpu host,pmu=off", LEAST: "-cpu host,pauth=off,sve=off"}
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
-async def test_one_proxy_serves_guests_of_three_kinds(lab: Lab, tmp_path: Path, at_once: bool) -> None:
-    """A proxy carries to one destination; three of them carry for three, with one judge of the same host."""
-    host = await lab.host(suite="trixie", cpu=V1)
-    profile = await probe(tmp_path, host)
-    reports = []
+async def dispatch(ports: list[int], listeners: list[trio.SocketListener]) -> None:
+    """Pass each connection on to the next port, both ways, as a service's address in front of many hosts does."""
 
-    async def move(cpu: str) -> None:
-        async with (
-            host.guest(name="source", cpu=cpu, image=counter_guest()) as source,
-            host.guest(name="destination", cpu=cpu, incoming="tcp:127.0.0.1:0") as destination,
-            running_proxy(wire_uri(await destination.incoming_port()), "--host", profile, "--once") as proxy,
-        ):
+    async def pump(here: trio.SocketStream, there: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for data in here:
+                await there.send_all(data)
+            await there.send_eof()
+
+    async def carry(source: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", ports.pop(0)) as destination, trio.open_nursery() as both:
+            both.start_soon(pump, source, destination)
+            both.start_soon(pump, destination, source)
+
+    await trio.serve_listeners(carry, listeners)
+
+
+@asynccontextmanager
+async def pair(here: Host, there: Host, cpu: str, ports: list[int]) -> AsyncIterator[tuple[Vm, Vm]]:
+    """Run a guest, and a QEMU that waits for it; its port is the next one."""
+    name = cpu.replace(",", "-").replace("=", "-")
+    async with (
+        here.guest(name=name, cpu=cpu, image=counter_guest()) as guest,
+        there.guest(name=name, cpu=cpu, incoming="tcp:127.0.0.1:0") as destination,
+    ):
+        ports.append(await destination.incoming_port())
+        await guest.wait_counter_moves(30)
+        yield guest, destination
+
+
+async def arrived(guest: Vm, destination: Vm, proxy: HostProxy) -> None:
+    assert (await guest.wait_migration(60)).status == "completed", proxy.text()
+    left = await guest.counter()
+    assert await destination.wait_counter_moves(30) > left
+
+
+async def test_one_proxy_serves_guests_of_three_kinds(lab: Lab) -> None:
+    """One after the other, then at once; the proxy asks the destination's KVM of each as what it is."""
+    there = await lab.host(suite="trixie", cpu=V1)
+    here = await lab.host(suite="trixie", cpu=f"{V1},midr=0x411fd401")
+    ports: list[int] = []
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(dispatch, ports, listeners)
+        uri = f"tcp:127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        proxy = await stack.enter_async_context(running_proxy_in(there, uri, "--kvm", "--allow-midr", "0x411fd401"))
+        for cpu in KINDS:
+            async with pair(here, there, cpu, ports) as (guest, destination):
+                await guest.migrate(proxy.uri)
+                await arrived(guest, destination, proxy)
+        pairs = [await stack.enter_async_context(pair(here, there, cpu, ports)) for cpu in KINDS]
+        for number, (guest, _) in enumerate(pairs, 4):
+            # Slow enough to be under way together; the next one comes when this one was dialled on.
+            await guest.migrate(proxy.uri, parameters={"max-bandwidth": 10_000})
+            while f"migration {number}: from" not in proxy.text():
+                await trio.sleep(0.1)
+        for guest, _ in pairs:
+            assert (await guest.qmp("query-migrate"))["status"] == "active"
+        for guest, _ in pairs:
+            await guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        for guest, destination in pairs:
+            await arrived(guest, destination, proxy)
+        reports = proxy.reports()
+        nursery.cancel_scope.cancel()
+    assert [report["start"]["qemu"] for report in reports[:3]] == list(KINDS.values())
+    assert sorted(report["start"]["qemu"] for report in reports[3:]) == sorted(KINDS.values())
+    for report in reports:
+        assert [change["register"] for change in report["changes"]] == ["MIDR_EL1"]
+
+
+async def test_a_destination_that_was_started_otherwise_is_refused_at_the_first_byte(lab: Lab) -> None:
+    """The proxy looks at the QEMU that it dials, and knows what the source's guests look like."""
+    there = await lab.host(suite="trixie", cpu=V1)
+    here = await lab.host(suite="trixie", cpu=f"{V1},midr=0x411fd401")
+    await there.put("/tmp/source.toml", (await vmstate_proxy_in(here, "host", "probe", "-o", "-")).output)
+    async with (
+        here.guest(name="source", image=counter_guest(touch_pages=2000)) as source,
+        there.guest(name="destination", cpu="host,pmu=off", incoming="tcp:127.0.0.1:0") as destination,
+    ):
+        await destination.incoming_port()
+        [address] = (await destination.qmp("query-migrate"))["socket-address"]
+        options = ("--kvm", "--source", "/tmp/source.toml", "--allow-midr", "0x411fd401", "--once")
+        async with running_proxy_in(there, f"tcp:127.0.0.1:{address['port']}", *options, inside=True) as proxy:
             await source.wait_counter_moves()
-            await source.migrate(proxy.uri)
-            assert (await source.wait_migration()).status == "completed", proxy.text()
-            left = await source.counter()
-            assert await destination.wait_counter_moves() > left
-            assert await proxy.wait_exit() == 0
-            reports.extend(proxy.reports())
+            # So slow that it cannot have sent all before it hears of the refusal.
+            await source.migrate(proxy.uri, parameters={"max-bandwidth": 100_000})
+            assert (await source.wait_migration()).status == "failed"
+            await source.wait_counter_moves()
+            assert await proxy.wait_exit() == 4
+            [report] = proxy.reports()
+        assert not any(event["event"] == "STOP" for event in source.events)
+    assert report["vcpus"] == 0
+    assert "PMU_V3, which the destination's QEMU turns off" in report["reason"]
+    assert "-cpu host,pmu=off" in report["reason"]
+    assert report["reason"].endswith("start it with -cpu host")

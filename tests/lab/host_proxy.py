@@ -53,6 +53,12 @@ async def vmstate_proxy_in(host: Host, *arguments: str, check: bool = True) -> C
     return await host.run([*_PYTHON, *arguments], check=check, limit=_COMMAND_LIMIT)
 
 
+async def run_python_in(host: Host, *arguments: str) -> CompletedCommand:
+    """Run a Python program in a host that imports this project; arguments are its path there, and its own."""
+    await _install(host)
+    return await host.run(["env", f"PYTHONPATH={_FOLDER}", "python3", *arguments], limit=_COMMAND_LIMIT)
+
+
 class HostProxy:
     """A `vmstate-proxy run` in a host. Get it from `running_proxy_in`."""
 
@@ -76,16 +82,27 @@ class HostProxy:
 
 
 @asynccontextmanager
-async def running_proxy_in(host: Host, destination: str, *options: str) -> AsyncIterator[HostProxy]:
+async def running_proxy_in(
+    host: Host, destination: str, *options: str, inside: bool = False
+) -> AsyncIterator[HostProxy]:
     """Run a proxy in a host for the length of an `async with`; `uri` is where it is reached from this machine.
 
     Args:
         host: the destination's host.
-        destination: the URI for --connect, as it is on this machine.
+        destination: the URI for --connect, as it is on this machine, or in the host.
         options: further options of `vmstate-proxy run`.
+        inside: whether the destination is an address in the host.
     """
     await _install(host)
-    run = ["run", "--listen", "tcp:0.0.0.0:0", "--connect", outside(destination), "--report", "-"]
+    run = [
+        "run",
+        "--listen",
+        "tcp:0.0.0.0:0",
+        "--connect",
+        destination if inside else outside(destination),
+        "--report",
+        "-",
+    ]
     async with running_command(host.agent_port, [*_PYTHON, *run, *options]) as command:
         inner = await _listening(command)
         port = await host.forward(inner)

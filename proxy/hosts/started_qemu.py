@@ -1,0 +1,120 @@
+"""The QEMU on this host that listens where a migration goes to: what its command line turns off in its vCPUs.
+
+Source: proc(5), `/proc/net/tcp` and `/proc/PID/cmdline`; QEMU `docs/system/arm/cpu-features.rst`.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from formats.arm.vcpu_features import Kind, VcpuFeature
+
+_LISTENS: Final = "0A"
+_PROPERTIES: Final = {
+    "pmu": frozenset({VcpuFeature.PMU_V3}),
+    "sve": frozenset({VcpuFeature.SVE}),
+    "pauth": frozenset({VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC}),
+}
+_MODELS: Final = ("host", "max")
+"""With KVM the two are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedQemu:
+    """A QEMU that waits for a migration.
+
+    Attributes:
+        pid: Its process.
+        cpu: Its option `-cpu`.
+        off: The features that it turns off.
+    """
+
+    pid: int
+    cpu: str
+    off: Kind
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, -cpu {self.cpu}"
+
+
+def look_at(host: str, port: int) -> StartedQemu | None:
+    """Look at the QEMU that listens at a TCP address of this host.
+
+    Args:
+        host: The address, as a number.
+        port: The port.
+
+    Returns:
+        What it is; None where the address is another host's, or it cannot be told who listens, or with what.
+    """
+    if not _is_own(host):
+        return None
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    pid = next(_holders(sockets), None) if sockets else None
+    if pid is None:
+        return None
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    return parse_command(pid, words)
+
+
+def parse_command(pid: int, words: list[str]) -> StartedQemu | None:
+    """Read a QEMU's command line; None when it does not say what its vCPUs are."""
+    if "qemu" not in os.path.basename(words[0]):
+        return None
+    cpu = next((value for word, value in pairwise(words) if word in ("-cpu", "--cpu")), None)
+    if cpu is None:
+        return None
+    model, *properties = cpu.split(",")
+    if model not in _MODELS:
+        return None
+    off: frozenset[VcpuFeature] = frozenset()
+    for text in properties:
+        name, _, value = text.partition("=")
+        if value == "off":
+            off |= _PROPERTIES.get(name, frozenset())
+        else:
+            off -= _PROPERTIES.get(name, frozenset())
+    return StartedQemu(pid, cpu, off)
+
+
+def _is_own(host: str) -> bool:
+    try:
+        family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _listening(port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen at a port."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _holders(sockets: set[str]) -> Iterator[int]:
+    """Yield the processes that hold one of some sockets, as far as they let themselves be looked at."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        try:
+            if any(os.readlink(one) in sockets for one in (process / "fd").iterdir()):
+                yield int(process.name)
+        except OSError:
+            continue
