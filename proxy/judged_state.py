@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from formats.arm.vcpu_features import kind_of
 from formats.vmstate.removal import without_registers
 from formats.vmstate.vcpus import open_vcpus
+from proxy.judging.advice import would_go
 from proxy.judging.start_flags import start_for
 from proxy.judging.verdict import Action, Verdict
 
@@ -48,11 +49,13 @@ class JudgedState:
         vcpus: Each vCPU's registers with their verdicts. Not by index: no vCPU's verdicts may hide behind those of one
             that claims the same.
         host: The destination, as far as it is known.
+        helped: Whether what the refusals advise would let the guest go.
     """
 
     state: "DeviceState"
     vcpus: "list[tuple[RegisterList, list[Verdict]]]"
     host: "HostProfile | None"
+    helped: bool = False
 
     @property
     def kinds(self) -> "tuple[Kind, ...]":
@@ -71,7 +74,8 @@ class JudgedState:
         if not refusals:
             return None
         where = self._section_of(refusals[0])
-        return f"offset {self.state.offset + where.start:#x}, section {where.label}: {in_one_line(refusals)}"
+        text = in_one_line(refusals, helped=self.helped)
+        return f"offset {self.state.offset + where.start:#x}, section {where.label}: {text}"
 
     @property
     def changes(self) -> list[Verdict]:
@@ -107,14 +111,25 @@ def judge_state(judge: "Judge", state: "DeviceState") -> JudgedState:
         UnknownCpuVersionError: An arm64 `cpu` section of a version or layout that is not known.
         KvmError: The destination's kernel cannot be asked.
     """
-    return JudgedState(state, [(registers, judge.judge(registers)) for registers in open_vcpus(state)], judge.host)
+    judged = [(registers, judge.judge(registers)) for registers in open_vcpus(state)]
+    verdicts = [verdict for _, those in judged for verdict in those]
+    helped = Action.REFUSE in [verdict.action for verdict in verdicts] and would_go(
+        judge, [registers for registers, _ in judged], verdicts
+    )
+    return JudgedState(state, judged, judge.host, helped)
 
 
-def in_one_line(refusals: list[Verdict]) -> str:
-    """Say what is refused: the first register in full, the others by name."""
+def in_one_line(refusals: list[Verdict], *, helped: bool) -> str:
+    """Say what is refused: the first register in full, the others by name.
+
+    Args:
+        refusals: The refusals.
+        helped: Whether what they advise would let the guest go; options that would not are kept to ourselves.
+    """
     first = refusals[0]
     others = sorted({verdict.name for verdict in refusals if verdict.register != first.register})
-    reason = "; ".join(filter(None, (first.why, first.rule, first.advice)))
+    advice = first.advice if helped or not (first.option or first.losses) else ""
+    reason = "; ".join(filter(None, (first.why, first.rule, advice)))
     if len(others) > _MOST_NAMES:
         others[_MOST_NAMES:] = [f"and {len(others) - _MOST_NAMES} more, which 'check' lists"]
     return f"{first.name}: {reason}" + (f"; refused, too: {', '.join(others)}" if others else "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from proxy.errors import ExitCode
+from proxy.judging.explain import lost_features, met_errata
 from proxy.judging.verdict import Action, verdict_as_dict
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Report:
             "bytes_out": self.bytes_out,
             "changes": [verdict_as_dict(verdict) for verdict in self.changes],
             "would_change": [verdict_as_dict(verdict) for verdict in self.would_change],
+            "lost_features": lost_features(self.changes),
+            "unguarded_errata": met_errata(self.changes),
         }
 
     def as_json(self) -> str:
@@ -103,6 +106,9 @@ class Report:
             line += f": {_count(self.changes)}"
         if self.would_change:
             line += f"; {_count(self.would_change, 'would be ')}"
+        for words, those in (("loses", lost_features(self.changes)), ("meets", met_errata(self.changes))):
+            if those:
+                line += f"; the guest {words} {', '.join(those)}"
         if self.reason is not None:
             line += f": {self.reason}"
         return f"{line} ({self.bytes_in} bytes in, {self.bytes_out} out)"

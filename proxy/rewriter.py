@@ -264,7 +264,7 @@ class Rewriter:
         """Refuse at once what is known ahead of the source and the destination's QEMU was not started for."""
         unlike = next(filter(None, map(self._judge.unlike, self._source)), None)
         if unlike is not None:
-            self._refuse(f"offset {offset:#x}: by what is known of the source, {in_one_line([unlike])}")
+            self._refuse(f"offset {offset:#x}: by what is known of the source, {in_one_line([unlike], helped=False)}")
 
     def _check_what_is_required(self, event: AnyEvent) -> None:
         """Refuse, before the first section passes, a stream that does not bring what the policy wants."""
@@ -294,7 +294,7 @@ class Rewriter:
                 if refusals:
                     self._refuse(
                         f"offset {command.offset:#x}: postcopy is announced, and by what is known of the source would "
-                        f"be refused: {in_one_line(refusals)}"
+                        f"be refused: {in_one_line(refusals, helped=True)}"
                     )
             case CommandType.PACKAGED:
                 self.report.postcopy = True

@@ -90,6 +90,10 @@ def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
     for option in answer.options:
         for part in _to_paste(option):
             click.echo(f"    {part}")
+    if answer.losses:
+        echo("  if it can do without what it loses, and live with what it meets, each by its name:", indent=4)
+    for loss in answer.losses:
+        click.echo(f"    {loss}")
     if show_same:
         for register in answer.same:
             click.echo(f"{'same':9} {describe(register).name}")

@@ -16,6 +16,7 @@ from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
 from proxy.net.redirection import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
+from proxy.policy.acceptance import Acceptance, parse_errata, parse_losses
 from proxy.policy.policy import Mode, Policy
 from proxy.policy.rules import Rule, RuleAction, Rules
 from proxy.policy.whitelist import Pairing
@@ -123,6 +124,18 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "harmless.",
     )
     @click.option(
+        "--allow-loss",
+        metavar="NAME.FIELD,...",
+        multiple=True,
+        help="Fields of swapped registers that may be lower at the destination: features that the guest loses.",
+    )
+    @click.option(
+        "--allow-erratum",
+        metavar="NAME,...",
+        multiple=True,
+        help="Errata of the destination's processor that the guest may meet without a workaround, as 'Arm 832075'.",
+    )
+    @click.option(
         "--mode",
         type=click.Choice(_MODES),
         help="repair (default): swap what differs and is listed. blind: give every invariant register the "
@@ -135,10 +148,21 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         allow_midr: tuple[str, ...],
         allow_register: tuple[str, ...],
         allow_drop: tuple[str, ...],
+        allow_loss: tuple[str, ...],
+        allow_erratum: tuple[str, ...],
         mode: str | None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        return command(*args, policy=_policy(policy, allow_midr, allow_register, allow_drop, mode), **kwargs)
+        made = policy_of(
+            Policy() if policy is None else _load_policy(policy),
+            midr=allow_midr,
+            register=allow_register,
+            drop=allow_drop,
+            loss=allow_loss,
+            erratum=allow_erratum,
+            mode=mode,
+        )
+        return command(*args, policy=made, **kwargs)
 
     return wrapper
 
@@ -192,23 +216,37 @@ def _asking(policy: Policy, features: frozenset[Feature] | None) -> Judge:
     return Judge(policy, host, KernelTrial())
 
 
-def _policy(
-    path: Path | None, midrs: tuple[str, ...], registers: tuple[str, ...], drops: tuple[str, ...], mode: str | None
-) -> Policy:
-    if path is None:
-        policy = Policy()
-    else:
-        from proxy.policy.policy_file import load_policy
+def _load_policy(path: Path) -> Policy:
+    from proxy.policy.policy_file import load_policy
 
-        policy = load_policy(path)
-    whitelist = [Pairing("--allow-midr", (parse_source(text, "--allow-midr"),)) for text in _each(midrs)]
-    added = [(invariant_register(name, "--allow-register"), RuleAction.SWAP) for name in _each(registers)]
-    added += [(droppable_register(name, "--allow-drop"), RuleAction.DROP) for name in _each(drops)]
+    return load_policy(path)
+
+
+def policy_of(
+    policy: Policy,
+    *,
+    midr: tuple[str, ...] = (),
+    register: tuple[str, ...] = (),
+    drop: tuple[str, ...] = (),
+    loss: tuple[str, ...] = (),
+    erratum: tuple[str, ...] = (),
+    mode: str | None = None,
+) -> Policy:
+    """Return a policy to which the options --allow-midr to --allow-erratum, and --mode, have been added.
+
+    Raises:
+        ConfigError: One names what is not there, or what the policy forbids.
+    """
+    whitelist = [Pairing("--allow-midr", (parse_source(text, "--allow-midr"),)) for text in _each(midr)]
+    added = [(invariant_register(name, "--allow-register"), RuleAction.SWAP) for name in _each(register)]
+    added += [(droppable_register(name, "--allow-drop"), RuleAction.DROP) for name in _each(drop)]
+    accepted = Acceptance(parse_losses(_each(loss), "--allow-loss"), parse_errata(_each(erratum), "--allow-erratum"))
     return replace(
         policy,
         whitelist=(*policy.whitelist, *whitelist),
         rules=_with_options(policy.rules, added),
         mode=policy.mode if mode is None else Mode(mode),
+        accept=policy.accept | accepted,
     )
 
 

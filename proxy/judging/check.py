@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from formats.arm.sysreg import MIDR_EL1, describe
 from formats.arm.vcpu_features import kind_of
 from proxy.hosts.host_registers import HostRegisters
+from proxy.judging.advice import would_go
 from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
 from proxy.judging.judge import Judge
 from proxy.judging.start_flags import Start, start_for
@@ -34,6 +35,7 @@ class Answer:
         lost: The features of which the destination has less than the guest was told.
         differences: In what else the hosts differ.
         errata: How the processors' errata differ.
+        helped: Whether the guest would go with all the options that the verdicts name.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -45,6 +47,7 @@ class Answer:
     lost: tuple[str, ...]
     differences: tuple[str, ...]
     errata: Errata
+    helped: bool = False
 
     @property
     def judged(self) -> bool:
@@ -58,13 +61,19 @@ class Answer:
 
     @property
     def options(self) -> list[str]:
-        """The options that would allow what is refused, as far as options can."""
+        """The options that would allow what is refused; none where they would not be enough."""
         names: dict[str, dict[str, None]] = {}
         for verdict in self.verdicts:
-            if verdict.option:
+            if verdict.option and self.helped:
                 option, _, name = verdict.option.partition(" ")
                 names.setdefault(option, {})[name] = None
         return [f"{option} {','.join(found)}" for option, found in names.items()]
+
+    @property
+    def losses(self) -> list[str]:
+        """The options that name what the guest would lose or meet, one for each; none where they are not enough."""
+        found = (loss for verdict in self.verdicts for loss in verdict.losses if self.helped)
+        return list(dict.fromkeys(found))
 
     def registers(self, action: Action) -> list[int]:
         """Return the registers that an action is taken on, by id, in the order of the verdicts."""
@@ -82,9 +91,10 @@ class Answer:
             "same": [describe(register).name for register in self.same],
             "verdicts": [
                 verdict_as_dict(verdict)
-                | {"guest_sees": what_the_guest_sees(verdict), "option": verdict.option or None}
+                | {"guest_sees": what_the_guest_sees(verdict), "option": (self.helped and verdict.option) or None}
                 for verdict in self.verdicts
             ],
+            "options": [*self.options, *self.losses],
             "lost_features": list(self.lost),
             "host_differences": list(self.differences),
             "errata": {
@@ -124,6 +134,7 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
         lost=tuple(lost_features(verdicts)),
         differences=() if profile is None else tuple(host_differences(profile, judge.host)),
         errata=compare_errata(midr, judge.host.midr),
+        helped=any(verdict.action is Action.REFUSE for verdict in verdicts) and would_go(judge, vcpus, verdicts),
     )
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats.arm.errata import Erratum, new_errata, unguarded_errata
-from formats.arm.id_fields import IdField, Order
+from formats.arm.id_fields import IdField
 from formats.arm.sysreg import MIDR_EL1
 from proxy.judging.verdict import Action, Verdict
+from proxy.judging.vouching import lost_fields
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
@@ -40,11 +41,20 @@ def lost_features(verdicts: Iterable[Verdict]) -> list[str]:
     for verdict in verdicts:
         if verdict.old is None or verdict.new is None or verdict.action is Action.ACCEPT:
             continue
-        for field in verdict.fields:
-            old, new = field.value(verdict.old), field.value(verdict.new)
-            if field.order is Order.LOWER_SAFE and new < old:
-                lost[f"{verdict.name}.{field.name} {old} -> {new}"] = None
+        for field in lost_fields(verdict):
+            lost[f"{verdict.name}.{field.name} {field.value(verdict.old)} -> {field.value(verdict.new)}"] = None
     return list(lost)
+
+
+def met_errata(verdicts: Iterable[Verdict]) -> list[str]:
+    """Name the errata that a guest meets by a swap of its processor's id, and has no workaround on for."""
+    met = {
+        str(erratum): None
+        for verdict in verdicts
+        if verdict.register == MIDR_EL1 and verdict.old is not None and verdict.new is not None
+        for erratum in unguarded_errata(verdict.old, verdict.new)
+    }
+    return list(met)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Verdict(NamedTuple):
         why: Why the destination does not take the register as it is; empty when it does.
         advice: What to do about a refusal; empty when nothing can be done here.
         option: The option that would allow it, as `--allow-register CTR_EL0`; empty when none would.
+        losses: The options that would accept what the guest loses or meets by it, one for each, where that is needed.
     """
 
     vcpu: int
@@ -61,6 +62,7 @@ class Verdict(NamedTuple):
     why: str = ""
     advice: str = ""
     option: str = ""
+    losses: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from formats.arm.sysreg import MIDR_EL1
+from proxy.policy.acceptance import Acceptance
 from proxy.policy.rules import Rule, RuleAction, Rules
 from proxy.policy.whitelist import Pairing
 
@@ -56,6 +57,7 @@ class Policy:
         mode: How much is changed.
         drop_harmless: Whether registers that the destination lacks and `proxy.judging.harmless` knows may be left out.
         require: What a migration has to bring.
+        accept: What a guest may lose, and meet.
     """
 
     whitelist: tuple[Pairing, ...] = ()
@@ -63,3 +65,4 @@ class Policy:
     mode: Mode = Mode.REPAIR
     drop_harmless: bool = True
     require: Requirements = field(default_factory=Requirements)
+    accept: Acceptance = field(default_factory=Acceptance)

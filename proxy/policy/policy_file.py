@@ -9,6 +9,7 @@ import msgspec
 from formats.arm.id_fields import fields_of
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
 from proxy.errors import ConfigError
+from proxy.policy.acceptance import Acceptance, parse_errata, parse_losses
 from proxy.policy.policy import Mode, Policy, Requirements
 from proxy.policy.rules import OverlapError, Rule, RuleAction, Rules
 from proxy.policy.whitelist import Pairing
@@ -57,6 +58,11 @@ class _Require(msgspec.Struct, forbid_unknown_fields=True):
     machines: list[str] = []
 
 
+class _Accept(msgspec.Struct, forbid_unknown_fields=True):
+    lost_features: list[str] = []
+    errata: list[str] = []
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     """A policy as it stands in its file."""
 
@@ -66,6 +72,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     registers: _Registers = msgspec.field(default_factory=_Registers)
     rule: list[_Rule] = []
     require: _Require = msgspec.field(default_factory=_Require)
+    accept: _Accept = msgspec.field(default_factory=_Accept)
 
 
 def load_policy(path: Path) -> Policy:
@@ -87,6 +94,10 @@ def load_policy(path: Path) -> Policy:
         mode=file.mode,
         drop_harmless=file.registers.drop_harmless,
         require=_requirements(settings),
+        accept=Acceptance(
+            parse_losses(file.accept.lost_features, settings.where("accept", "lost_features")),
+            parse_errata(file.accept.errata, settings.where("accept", "errata")),
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from formats.arm.sysreg import describe
+from proxy.policy.acceptance import Acceptance
 from proxy.policy.policy import Mode, Policy
 from proxy.policy.rules import Rule, RuleAction
 from proxy.policy.whitelist import Pairing
@@ -41,8 +42,22 @@ def in_words(policy: Policy) -> Iterator[str]:
         " but where a rule above names them" if any(map(_lowers, policy.rules.by_register)) else ""
     )
     yield ""
+    yield from _accepted(policy.accept)
+    yield ""
     yield "A migration has to bring:"
     yield from (f"  - {line}" for line in _requirements(policy))
+
+
+def _accepted(accept: Acceptance) -> Iterator[str]:
+    if accept.lost_features is None:
+        yield "A guest may lose any feature that a register above is swapped for. RISK: it may be using it"
+    else:
+        losses = ", ".join(f"{describe(register).name}.{field}" for register, field in sorted(accept.lost_features))
+        yield f"A guest may lose, beside fields that a rule above names: {losses or 'no feature'}."
+    if accept.errata is None:
+        yield "A guest may meet any erratum that it has no workaround for. RISK: what the errata do"
+    else:
+        yield f"A guest without their workarounds may meet these errata: {', '.join(sorted(accept.errata)) or 'none'}."
 
 
 def _pairing(pairing: Pairing) -> str:

@@ -16,7 +16,7 @@ from proxy.fleet.page import render
 from proxy.hosts.profile_file import load_profile
 from proxy.policy.policy import Policy
 from tests.captures import CAPTURES
-from tests.proxy.helpers import pairing, rules
+from tests.proxy.helpers import EVERYTHING, pairing, rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     invariant = {
         register: "listed" for host in hosts for register in host.profile.values if describe(register).invariant
     }
-    policy = Policy(tuple(pairing(host.profile.midr) for host in hosts), rules(invariant))
+    policy = Policy(tuple(pairing(host.profile.midr) for host in hosts), rules(invariant), accept=EVERYTHING)
     file = tmp_path_factory.mktemp("page") / "fleet.html"
     file.write_text(render(judge_fleet(hosts, policy, lambda _: None), f"all listed {HOSTILE}"), encoding="utf-8")
     return file

@@ -67,7 +67,10 @@ ROWS = {
         ("sid", N1),
         ("sid", V1),
         arriving=LEAST,
-        options=("--allow-midr", "0x414fd0c1", "--allow-register", "ID_DFR0_EL1,ID_AA64DFR0_EL1,ID_AA64MMFR2_EL1"),
+        options=(
+            *("--allow-midr", "0x414fd0c1", "--allow-register", "ID_DFR0_EL1,ID_AA64DFR0_EL1,ID_AA64MMFR2_EL1"),
+            *("--allow-loss", "ID_DFR0_EL1.MMapTrc,ID_AA64DFR0_EL1.DoubleLock", "--allow-erratum", "Spectre-BHB-k32"),
+        ),
         changed=("MIDR_EL1", "ID_DFR0_EL1", "ID_AA64DFR0_EL1", "ID_AA64MMFR2_EL1"),
     ),
 }

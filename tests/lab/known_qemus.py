@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -64,11 +65,10 @@ class Qemus:
         while True:
             options = [word for option, names in found.items() for word in (option, ",".join(names))]
             _, output = await vmstate_proxy("check", stream, "--host", profile, "--json", *VOUCH, *options)
-            named = [verdict["option"] for verdict in json.loads(output)["verdicts"] if verdict["option"]]
             before = sum(map(len, found.values()))
-            for words in named:
-                option, _, register = words.partition(" ")
-                found.setdefault(option, {})[register] = None
+            for words in json.loads(output)["options"]:
+                option, names = shlex.split(words)
+                found.setdefault(option, {}).update(dict.fromkeys(names.split(",")))
             if sum(map(len, found.values())) == before:
                 return options
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-A57_TO_A72 = ("--allow-register", "ID_MMFR0_EL1,ID_MMFR0")
+A57_TO_A72 = ("--allow-register", "ID_MMFR0_EL1,ID_MMFR0", "--allow-loss", "any")
 """What a TCG cortex-a72 would refuse of a cortex-a57, and the policy allows."""
 
 

@@ -21,6 +21,7 @@ from formats.vmstate.device_state import DeviceState
 from proxy.captures.offline import read_vcpus
 from proxy.hosts.profile import HostProfile, learn_profile
 from proxy.judging.judge import Judge
+from proxy.policy.acceptance import Acceptance
 from proxy.policy.policy import Mode, Policy
 from proxy.policy.rules import Rule, RuleAction, Rules
 from proxy.policy.whitelist import Pairing
@@ -48,6 +49,9 @@ NEWER_DROPPED = [
     *("TCR2_EL1", "PIRE0_EL1", "PIR_EL1", "CNTPCT_EL0", "CNTP_CTL_EL0", "CNTP_CVAL_EL0"),
 ]
 """What becomes of the newer one's registers on the way to the older one, in the order of the ids."""
+
+EVERYTHING = Acceptance(None, None)
+"""Any loss, and any erratum."""
 
 REVIDR_EL1 = 0x603000000013C006
 PSCI_VERSION = 0x6030000000140000
@@ -172,9 +176,10 @@ def judge(
     drop: Mapping[int, str] = MappingProxyType({}),
     drop_harmless: bool = True,
     trial: Trial | None = None,
+    accept: Acceptance = EVERYTHING,
 ) -> Judge:
     """Return a judge of a repair on the r3 host that vouches for the processor ids `allowed`."""
-    policy = Policy(tuple(map(pairing, allowed)), rules(swap, drop), mode, drop_harmless)
+    policy = Policy(tuple(map(pairing, allowed)), rules(swap, drop), mode, drop_harmless, accept=accept)
     return Judge(policy, profile("kvm-trixie-a57r3") if host is None else host, trial)
 
 

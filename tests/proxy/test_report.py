@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from formats.arm.sysreg import MIDR_EL1
+from formats.arm.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ExitCode
 from proxy.judging.verdict import Action, Verdict
 from proxy.report import Outcome, Report
@@ -55,6 +55,8 @@ def test_the_json() -> None:
             }
         ],
         "would_change": [],
+        "lost_features": [],
+        "unguarded_errata": [],
     }
     assert "\n" not in report.as_json()
 
@@ -95,3 +97,13 @@ def test_the_summary_counts_registers_and_vcpus() -> None:
     assert report.summary() == (
         "unchanged; MIDR_EL1 of 1 vCPU would be swapped: would be refused: why (10 bytes in, 11 out)"
     )
+
+
+def test_what_the_guest_loses_and_meets_is_said() -> None:
+    dfr0 = parse_register("ID_AA64DFR0_EL1")
+    lower = Verdict(0, dfr0, Action.SWAP, 0x8, 0x6, "listed")
+    older = Verdict(0, MIDR_EL1, Action.SWAP, R3, R0, "--allow-midr")
+    report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, changes=[older, lower, lower._replace(vcpu=1)])
+    assert report.as_dict()["lost_features"] == ["ID_AA64DFR0_EL1.DebugVer 8 -> 6"]
+    assert report.as_dict()["unguarded_errata"] == ["Arm 832075"]
+    assert "the guest loses ID_AA64DFR0_EL1.DebugVer 8 -> 6; the guest meets Arm 832075" in report.summary()

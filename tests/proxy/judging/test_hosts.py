@@ -13,7 +13,7 @@ from proxy.hosts.profile_file import load_profile
 from proxy.judging.judge import Judge
 from proxy.policy.policy import Policy
 from tests.captures import CAPTURES
-from tests.proxy.helpers import pairing, rules
+from tests.proxy.helpers import EVERYTHING, pairing, rules
 
 HOSTS = CAPTURES / "hosts"
 PROFILES = {path.stem: load_profile(path) for path in HOSTS.glob("*.toml")}
@@ -29,7 +29,7 @@ def test_every_pair_was_asked() -> None:
 def test_the_profile_answers_as_the_kernel_did(pair: str) -> None:
     here, there = (PROFILES[name] for name in pair.split())
     invariant = {register: "listed" for register in here.values if describe(register).invariant}
-    judge = Judge(Policy((pairing(here.midr),), rules(invariant)), there)
+    judge = Judge(Policy((pairing(here.midr),), rules(invariant), accept=EVERYTHING), there)
     found = {verdict.name: verdict.action.value for verdict in judge.judge(HostRegisters(here))}
     assert found == VERDICTS[pair]
 
