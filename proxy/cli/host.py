@@ -13,7 +13,8 @@ from proxy.cli.lazy import LazyGroup
 from proxy.cli.options import vcpu_features_option
 from proxy.errors import ConfigError, exit_code_of
 from proxy.hosts.kvm import Feature
-from proxy.hosts.profile import HostProfile, learn_profile
+from proxy.hosts.learning import join_profiles, learn_profile, with_kernel
+from proxy.hosts.profile import HostProfile
 from proxy.hosts.profile_text import write_profile
 
 _VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
@@ -50,32 +51,49 @@ def command() -> None:
     """
 
 
-@command.command("learn", short_help="Make a host's profile from a stream recorded on it.")
-@click.argument("source", metavar="STREAM")
+@command.command("learn", short_help="Make a host's profile from streams recorded on it.")
+@click.argument("sources", metavar="STREAM...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
-@click.option("--description", help="A line for people; by default the stream's name.")
-def learn(*, source: str, output: str, description: str | None) -> None:
-    """Make a host's profile from a STREAM that was recorded on that host.
+@click.option("--description", help="A line for people; by default the streams' names.")
+@click.option(
+    "--kernel",
+    metavar="VERSION",
+    help="The host's kernel, as 'Linux 6.12': its rules tell which values it takes beside its own.",
+)
+@qemu_option
+def learn(
+    *, sources: tuple[str, ...], output: str, description: str | None, kernel: str | None, qemu: str | None
+) -> None:
+    """Make a host's profile from STREAMs that were recorded on that host.
 
-    Any guest will do that has the vCPU features of those that are to come (SVE, PAuth, PMU); it need not even run.
-    Start it on the destination, paused, and capture it.
+    A profile knows vCPUs of the kinds that it learned (with PMU, SVE, pointer authentication or without), and guests of
+    others are refused: give a STREAM of each kind of guest that is to come. The guests need not run. Start one on the
+    destination, paused, and capture it.
 
     \b
     Examples:
       qemu-system-aarch64 -M virt -accel kvm -cpu host -m 64 -nodefaults -display none -S -monitor stdio
       (qemu) migrate "exec:cat > rack7.stream"
-      vmstate-proxy host learn rack7.stream -o rack7.toml
+      vmstate-proxy host learn rack7.stream -o rack7.toml --kernel "Linux 6.12" --qemu 10.0
+      # Guests without a PMU come, too; theirs was started with -cpu host,pmu=off.
+      vmstate-proxy host learn rack7.stream rack7-pmu-off.stream -o rack7.toml
     """
+    profiles = [_learned(source) for source in sources]
+    profile = replace(join_profiles(profiles), qemu=qemu)
+    names = ", ".join(os.path.basename(source) for source in sources)
+    profile = replace(profile, description=description or f"learned from {names}")
+    _write(profile if kernel is None else with_kernel(profile, kernel), output)
+
+
+def _learned(source: str) -> HostProfile:
     from proxy.captures.offline import read_vcpus
 
     with open_stream(source) as stream:
         try:
-            vcpus = read_vcpus(stream)
+            return learn_profile(read_vcpus(stream), source)
         except FormatError as error:
             click.echo(f"vmstate-proxy: {source}: {error}", err=True)
             raise click.exceptions.Exit(exit_code_of(error)) from None
-    profile = learn_profile(vcpus, description or f"learned from {os.path.basename(source)}")
-    _write(profile, output)
 
 
 @command.command("probe", short_help="Make this host's profile by asking its KVM (arm64).")

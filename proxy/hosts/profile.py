@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
 from formats.arm.vcpu_features import Kind as VcpuKind
 from formats.arm.vcpu_features import VcpuFeature, kind_of
-from proxy.errors import RefusedError
 
 if TYPE_CHECKING:
-    from formats.arm.register_list import RegisterList
     from proxy.hosts.taken import Taken
 
 HOST_KINDS = (Kind.IDENTIFICATION, Kind.CACHE_ID, Kind.FIRMWARE, Kind.FEATURE_BITMAP)
@@ -190,34 +188,6 @@ def variant_of(base: HostProfile, other: HostProfile) -> Variant:
         others=frozenset(other.others - listed),
         taken={id_: fields for id_, fields in (other.taken or {}).items() if id_ in values},
     )
-
-
-def learn_profile(vcpus: "Iterable[RegisterList]", description: str) -> HostProfile:
-    """Make a profile of the host that a stream was recorded on.
-
-    Args:
-        vcpus: The registers of each vCPU in the stream.
-        description: Where the stream comes from, for people.
-
-    Raises:
-        RefusedError: There is no arm64 vCPU in it, or its vCPUs ran on unlike processors.
-    """
-    profile: HostProfile | None = None
-    for registers in vcpus:
-        own = host_values(registers.items())
-        if profile is None:
-            profile = HostProfile(description, own, frozenset(registers.ids) - own.keys())
-        elif own != profile.values:
-            register = next(
-                id_ for id_ in own.keys() | profile.values.keys() if own.get(id_) != profile.values.get(id_)
-            )
-            raise RefusedError(
-                f"vCPU {registers.vcpu}: {describe(register).name} differs from vCPU 0's, so the host has unlike "
-                "processors; record the stream with QEMU pinned to cores of one kind"
-            )
-    if profile is None:
-        raise RefusedError("the stream holds no arm64 vCPU, so there is no host to learn")
-    return profile
 
 
 def host_values(registers: Iterable[tuple[int, int]]) -> dict[int, int]:

@@ -19,7 +19,8 @@ from formats.stream.events import Configuration, SectionBegin, SectionFooter
 from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
 from proxy.captures.offline import read_vcpus
-from proxy.hosts.profile import HostProfile, learn_profile
+from proxy.hosts.learning import learn_profile
+from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
 from proxy.policy.acceptance import Acceptance
 from proxy.policy.policy import Mode, Policy

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from formats.arm.sysreg import MIDR_EL1
+from proxy.hosts.profile_file import load_profile
 from tests.captures import CAPTURES
 from tests.proxy.cli.command_line import SMP2, Result
 from tests.proxy.helpers import NAMES, R3, capture, short, with_value
@@ -41,3 +42,27 @@ def test_every_stream_passes_the_host_it_was_learned_from(
     result = run("rewrite", CAPTURES / f"{name}.xz", "-", "--host", tmp_path / "host")
     assert result.code == 0
     assert result.out == capture(name)
+
+
+def test_the_kernel_and_the_qemu_that_the_operator_knows(run: Callable[..., Result], tmp_path: Path) -> None:
+    out = tmp_path / "host.toml"
+    learn = ("host", "learn", CAPTURES / "kvm-trixie-n1.xz", "-o", out)
+    result = run(*learn, "--kernel", "Linux 6.12", "--qemu", "10.0")
+    assert result.code == 0
+    profile = load_profile(out)
+    assert (profile.kernel, profile.qemu) == ("Linux 6.12", "10.0")
+    assert profile.writable
+    for option, word, says in (("--kernel", "Linux 6.8", "the rules of Linux"), ("--qemu", "new", "write a version")):
+        result = run(*learn, option, word)
+        assert result.code == 2
+        assert says in result.error()
+    assert load_profile(out) == profile
+
+
+def test_streams_of_two_hosts_are_no_profile(run: Callable[..., Result], tmp_path: Path) -> None:
+    streams = (CAPTURES / "kvm-trixie-a57r3.xz", CAPTURES / "kvm-trixie-a57r0.xz")
+    result = run("host", "learn", *streams, "-o", tmp_path / "host.toml")
+    assert result.code == 4
+    assert "MIDR_EL1 differs for vCPUs with PMU_V3, so they were recorded on unlike hosts" in result.error()
+    assert "kvm-trixie-a57r3.xz and " in result.error()
+    assert not (tmp_path / "host.toml").exists()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from formats.arm.sysreg import MIDR_EL1, Kind, describe, parse_register
 from proxy.errors import ConfigError, RefusedError
-from proxy.hosts.profile import HostProfile, learn_profile
+from proxy.hosts.learning import learn_profile
+from proxy.hosts.profile import HostProfile
 from proxy.hosts.profile_file import load_profile
 from proxy.hosts.profile_text import write_profile
 from tests.proxy.helpers import NAMES, PSCI_VERSION, R0, R3, REVIDR_EL1, midr_only, profile, registers
