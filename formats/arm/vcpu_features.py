@@ -1,7 +1,8 @@
 """What a vCPU was created with, told from its registers and its `cpu` section.
 
 KVM lists a register only for a vCPU that can use it, so the list tells the features; ID fields agree with it. Seen on
-Linux 5.10, 6.1, 6.12 and 7.2 by creating vCPUs with and without each feature:
+Linux 6.1, 6.12 and 7.2 by creating vCPUs with and without each feature. (On 5.10 a vCPU without PMU_V3 lists and says
+what one with it does.)
 
 - PMU_V3: PMCR_EL0 and 73 more; without it ID_DFR0_EL1.PerfMon and ID_AA64DFR0_EL1.PMUVer are 0.
 - SVE: ZCR_EL1; without it ID_AA64PFR0_EL1.SVE and ID_AA64ZFR0_EL1 are 0.

@@ -1,27 +1,29 @@
-"""Every ordered pair of lab hosts: what `check` predicts, by profile and by kernel, against what happens.
+"""Every ordered pair of lab hosts, with guests of every kind: what `check` predicts, and what happens.
 
-Run it with `make matrix`. It writes docs/matrix.md, and into captures/hosts/ the hosts' profiles and the kernels'
-verdicts, which tests hold the profile judge against.
+`make matrix` surveys the hosts into captures/hosts/ (see `tests.lab.matrix_hosts`), then moves a running guest between
+every two, directly and through the proxy, and writes docs/matrix.md. It takes hours, and can be stopped at any time:
+what it found so far stays in the lab's cache, and the next run goes on from there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-import tempfile
+import time
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from formats.arm.sysreg import describe
 from proxy.hosts.profile_file import load_profile
+from tests.lab.cache import cache_folder
 from tests.lab.guest import counter_guest
-from tests.lab.host_proxy import vmstate_proxy_in
-from tests.lab.images import SUITES
+from tests.lab.images import MACHINES, SUITES
+from tests.lab.matrix_hosts import PLACES, ROOT, Place, ask, host_at, publish, recorded, survey
 from tests.lab.pool import running_lab
 from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qmp import LabError
@@ -29,64 +31,47 @@ from tests.lab.vm import wire_uri
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    from tests.lab.host import Host
+    from tests.lab.pool import Lab
     from tests.lab.vm import Vm
 
-ROOT = Path(__file__).parents[2]
-HOSTS = ROOT / "captures" / "hosts"
 TABLE = ROOT / "docs" / "matrix.md"
-VERDICTS = HOSTS / "verdicts.json"
-CPUS = {"a57": "cortex-a57,midr=0x411fd073", "a72": "cortex-a72", "n1": "neoverse-n1"}
+PATIENCE = 40.0
+"""Seconds until a guest counts on; many hosts share this machine."""
+WHICH = f"only these, and publish nothing; of {', '.join(map(str, PLACES))}"
 ANY_LOSS = ("--allow-loss", "any", "--allow-erratum", "any")
-STREAM = "/tmp/matrix.stream"
 HEAD = """\
 # Who can go where, in the lab
 
-Written by `make matrix`: a running guest is moved between every two of six emulated arm64 hosts, directly and through
-the proxy, with a policy that vouches for all that can be vouched for. Before, `check` predicts both, by the
+Written by `make matrix`: a running guest is moved between every two of fourteen emulated arm64 hosts, directly and
+through the proxy, with a policy that vouches for all that can be vouched for. Before, `check` predicts both, by the
 destination's profile and by its kernel; a cell says **wrong** where the two differ in any register, where prediction
-and outcome differ, or where the proxy changed anything else than predicted. Rows are sources, columns destinations.
+and outcome differ, or where the proxy changed anything else than predicted. Rows are sources, columns destinations;
+each table is for guests of one kind, whose destination is started as `check` says.
 
 - *as it is*: arrives directly; the proxy passes it on unchanged.
 - *n swapped, m left out*: refused directly; arrives through the proxy after so many registers were changed.
 - *refused*: refused directly; the proxy ends the migration, too, and the guest runs on at the source.
+
+On hosts of bullseye, whose Python is too old for this project, no kernel is asked, and the profile is a learned one.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What `check` says of a pair.
-
-    Attributes:
-        direct: whether the destination takes the guest without a proxy.
-        goes: whether it does through the proxy.
-        actions: what becomes of each register that is not equal on both sides, by name.
-    """
-
-    direct: bool
-    goes: bool
-    actions: dict[str, str]
-
-    def named(self, action: str) -> list[str]:
-        """The registers that an action is taken on."""
-        return [name for name, taken in self.actions.items() if taken == action]
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
-    """A pair: both predictions, and both outcomes.
+    """A guest and a pair of hosts: the predictions, and the outcomes.
 
     Attributes:
-        profile: what `check --host` said.
-        kernel: what `check --kvm` said, on the destination.
+        profile: what `check --host` said: direct, goes, and what becomes of each register.
+        kernel: what the destination's kernel said; None where it was not asked.
         direct: whether the guest arrived without a proxy.
         repaired: whether it arrived through the proxy.
         changes: what the proxy reported to have done, by register.
     """
 
-    profile: Answer
-    kernel: Answer
+    profile: dict[str, Any]
+    kernel: dict[str, Any] | None
     direct: bool
     repaired: bool
     changes: dict[str, str]
@@ -94,72 +79,130 @@ class Result:
     @property
     def problem(self) -> str | None:
         """Where prediction and outcome differ; None when they agree."""
-        if self.profile != self.kernel:
-            differing = sorted(
-                name
-                for name in self.profile.actions.keys() | self.kernel.actions.keys()
-                if self.profile.actions.get(name) != self.kernel.actions.get(name)
-            )
+        if self.kernel is not None and self.profile != self.kernel:
+            ours, theirs = self.profile["actions"], self.kernel["actions"]
+            differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
             return f"profile and kernel disagree on {', '.join(differing) or 'the whole'}"
-        if (self.kernel.direct, self.kernel.goes) != (self.direct, self.repaired):
-            return f"predicted {self.kernel.direct}, {self.kernel.goes}; came out {self.direct}, {self.repaired}"
-        expected = {name: action for name, action in self.kernel.actions.items() if action in ("swap", "drop")}
+        predicted = self.profile["direct"], self.profile["goes"]
+        if predicted != (self.direct, self.repaired):
+            return f"predicted {predicted}; came out {self.direct, self.repaired}"
+        expected = {name: done for name, done in self.profile["actions"].items() if done in ("swap", "drop")}
         if self.repaired and self.changes != expected:
             return "the proxy did something else than predicted"
         return None
 
+    def named(self, action: str) -> list[str]:
+        """The registers that an action is taken on."""
+        return [name for name, taken in self.profile["actions"].items() if taken == action]
 
-async def main() -> int:
+
+class Journal:
+    """The results so far, one line of JSON each; they hold for the profiles that they were found with."""
+
+    def __init__(self) -> None:
+        self._path = cache_folder() / "matrix.jsonl"
+        self.results: dict[str, Result] = {}
+        if self._path.exists():
+            for line in self._path.read_text().splitlines():
+                entry = json.loads(line)
+                self.results[entry["key"]] = Result(**entry["result"])
+
+    def add(self, key: str, result: Result) -> None:
+        """Keep a result."""
+        self.results[key] = result
+        with self._path.open("a") as file:
+            file.write(json.dumps({"key": key, "result": asdict(result)}) + "\n")
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._path.unlink(missing_ok=True)
+        self.results.clear()
+
+
+async def main(options: argparse.Namespace) -> int:
     """Take every pair; return 1 if one came out otherwise than predicted."""
+    places = [place for place in PLACES if not options.hosts or str(place) in options.hosts]
+    streams = cache_folder() / "matrix-streams"
+    journal = Journal()
+    began = time.monotonic()
     with contextmanager(running_lab)() as lab:
-        hosts: dict[str, Host] = {}
-        for suite in SUITES:
-            booted = await lab.hosts(*CPUS.values(), suite=suite)
-            hosts |= {f"{suite}-{name}": host for name, host in zip(CPUS, booted, strict=True)}
-            say(f"three hosts run {suite}: {SUITES[suite]}")
-        with tempfile.TemporaryDirectory(prefix="vmstate-matrix-") as folder:
-            streams = {}
-            for name, host in hosts.items():
-                streams[name] = Path(folder) / f"{name}.stream"
-                await survey(name, host, streams[name])
-            results = {}
-            for source, destination in permutations(hosts, 2):
-                profiles = HOSTS / f"{source}.toml", HOSTS / f"{destination}.toml"
-                result = await examine(hosts[source], hosts[destination], *profiles, streams[source])
-                results[source, destination] = result
-                say(f"{source} -> {destination}: {cell(result)}")
-    write(results)
-    problems = sum(result.problem is not None for result in results.values())
-    say(f"{len(results)} pairs, {problems} of them otherwise than predicted; {TABLE.relative_to(ROOT)} has the table")
-    return 1 if problems else 0
+        if options.again or not streams.exists():
+            journal.forget()
+            await look(lab, places, streams)
+        if options.survey:
+            return 0
+        for place, other in permutations(places, 2):
+            for cpu in place.cpus:
+                key = f"{place} {cpu} {other}"
+                if key in journal.results:
+                    continue
+                result = await examine(lab, place, other, cpu, streams)
+                journal.add(key, result)
+                say(f"{key}: {cell(result)}")
+    if places == PLACES:
+        write(places, journal.results)
+    wrong = sum(result.problem is not None for result in journal.results.values())
+    minutes = (time.monotonic() - began) / 60
+    say(f"{len(journal.results)} pairs, {wrong} otherwise than predicted, {minutes:.0f} minutes in this run")
+    return 1 if wrong else 0
 
 
-async def survey(name: str, host: Host, stream: Path) -> None:
-    """Probe a host into captures/hosts/, and record a guest that just started on it."""
-    probed = await vmstate_proxy_in(host, "host", "probe", "-o", "-")
-    HOSTS.mkdir(exist_ok=True)
-    (HOSTS / f"{name}.toml").write_bytes(probed.output)
-    async with host.guest(name="recorded", paused=True) as vm:
-        await vm.migrate(f"exec:cat > {STREAM}", return_path=False)
-        expect((await vm.wait_migration()).status, "completed")
-    stream.write_bytes(await host.get(STREAM))
+async def look(lab: Lab, places: list[Place], streams: Path) -> None:
+    """Survey the hosts, record a guest of each kind on each, and ask each kernel about all others' guests."""
+    streams.mkdir(exist_ok=True)
+    guests: dict[str, bytes] = {}
+    for place in places:
+        host = await host_at(lab, place)
+        own = {cpu: await recorded(host, cpu) for cpu in place.cpus}
+        await survey(host, place, own)
+        for cpu, stream in own.items():
+            guests[f"{place} {cpu}"] = stream
+            (streams / f"{place} {cpu}").write_bytes(stream)
+        say(f"{place} is surveyed")
+    verdicts = {}
+    answers: dict[str, dict[str, Any]] = {}
+    for place in places:
+        if place.asks:
+            others = {name: stream for name, stream in guests.items() if name.split()[0] != str(place)}
+            for name, answer in (await ask(await host_at(lab, place), others)).items():
+                answers[f"{name} {place}"] = answer
+                verdicts[f"{name} {place}"] = answer["actions"]
+            say(f"the kernel of {place} was asked about {len(others)} guests")
+    (streams / "answers.json").write_text(json.dumps(answers))
+    if places == PLACES:
+        publish(places, verdicts)
 
 
-async def examine(here: Host, there: Host, source: Path, destination: Path, stream: Path) -> Result:
-    """Predict a pair both ways, then migrate a running guest both ways."""
-    allowed = allowances(source)
-    code, output = await vmstate_proxy("check", str(stream), "--host", str(destination), "--json", *allowed)
-    profile = answer(output if code in (0, 4) else fail(output))
-    await there.put(STREAM, stream.read_bytes())
-    asked = await vmstate_proxy_in(there, "check", STREAM, "--kvm", "--json", *allowed, check=False)
-    kernel = answer(asked.stdout if asked.returncode in (0, 4) else fail(asked.stderr))
+async def examine(lab: Lab, place: Place, other: Place, cpu: str, streams: Path) -> Result:
+    """Predict a pair by its profile, then migrate a running guest both ways."""
+    here, there = await host_at(lab, place), await host_at(lab, other)
+    stream = streams / f"{place} {cpu}"
+    allowed = allowances(place.profile)
+    code, output = await vmstate_proxy("check", str(stream), "--host", str(other.profile), "--json", *allowed)
+    if code not in (0, 4):
+        raise LabError(output)
+    parsed = json.loads(output)
+    actions = {verdict["register"]: verdict["action"] for verdict in parsed["verdicts"]}
+    profile = {"direct": parsed["direct"], "goes": parsed["goes"], "actions": actions}
+    arriving_cpu = cpu if parsed["start"] is None else parsed["start"]["qemu"].removeprefix("-cpu ")
+    kernel = json.loads((streams / "answers.json").read_text()).get(f"{place} {cpu} {other}")
+    machine = MACHINES.get(place.suite)
 
-    async with running_pair(here, there) as (guest, arriving):
+    @asynccontextmanager
+    async def running_pair() -> AsyncIterator[tuple[Vm, Vm]]:
+        async with (
+            here.guest(name="source", cpu=cpu, machine=machine, image=counter_guest()) as guest,
+            there.guest(name="destination", cpu=arriving_cpu, machine=machine, incoming="tcp:127.0.0.1:0") as arriving,
+        ):
+            await guest.wait_counter_moves(PATIENCE)
+            yield guest, arriving
+
+    async with running_pair() as (guest, arriving):
         direct = await arrives(guest, arriving, wire_uri(await arriving.incoming_port()))
     async with (
-        running_pair(here, there) as (guest, arriving),
+        running_pair() as (guest, arriving),
         running_proxy(
-            wire_uri(await arriving.incoming_port()), "--host", str(destination), *allowed, "--once"
+            wire_uri(await arriving.incoming_port()), "--host", str(other.profile), *allowed, "--once"
         ) as proxy,
     ):
         repaired = await arrives(guest, arriving, proxy.uri)
@@ -176,34 +219,18 @@ def allowances(source: Path) -> tuple[str, ...]:
     return ("--allow-midr", f"{profile.midr:#x}", "--allow-register", ",".join(names), *ANY_LOSS)
 
 
-@asynccontextmanager
-async def running_pair(here: Host, there: Host) -> AsyncIterator[tuple[Vm, Vm]]:
-    """Run a guest that counts, and a QEMU that waits for it."""
-    async with (
-        here.guest(name="source", image=counter_guest()) as guest,
-        there.guest(name="destination", incoming="tcp:127.0.0.1:0") as arriving,
-    ):
-        await guest.wait_counter_moves()
-        yield guest, arriving
-
-
 async def arrives(guest: Vm, arriving: Vm, uri: str) -> bool:
     """Migrate; tell whether the guest counts on over there. If it does not, it has to count on here."""
     await guest.migrate(uri)
-    if (await guest.wait_migration()).status == "completed":
+    if (await guest.wait_migration(PATIENCE)).status == "completed":
         left = await guest.counter()
-        expect(await arriving.wait_counter_moves() > left, wanted=True)
+        if await arriving.wait_counter_moves(PATIENCE) <= left:
+            raise LabError(f"{arriving.name} counts anew")
         return True
-    await guest.wait_counter_moves()
-    expect(await guest.status(), "running")
+    await guest.wait_counter_moves(PATIENCE)
+    if (status := await guest.status()) != "running":
+        raise LabError(f"{guest.name} is {status}")
     return False
-
-
-def answer(document: str) -> Answer:
-    """Read what `check --json` printed."""
-    parsed: dict[str, Any] = json.loads(document)
-    actions = {verdict["register"]: verdict["action"] for verdict in parsed["verdicts"]}
-    return Answer(parsed["direct"], parsed["goes"], actions)
 
 
 def cell(result: Result) -> str:
@@ -213,37 +240,31 @@ def cell(result: Result) -> str:
     if result.direct:
         return "as it is"
     if result.repaired:
-        swapped, dropped = len(result.kernel.named("swap")), len(result.kernel.named("drop"))
+        swapped, dropped = len(result.named("swap")), len(result.named("drop"))
         return f"{swapped} swapped" + (f", {dropped} left out" if dropped else "")
     return "refused"
 
 
-def write(results: dict[tuple[str, str], Result]) -> None:
-    """Write the table and the kernels' verdicts."""
-    names = list(dict.fromkeys(source for source, _ in results))
+def write(places: list[Place], results: dict[str, Result]) -> None:
+    """Write a table for each kind of guest."""
     wrong = sum(result.problem is not None for result in results.values())
-    lines = [
-        HEAD,
-        f"Of {len(results)} pairs, {wrong} came out otherwise than predicted.",
-        "",
-        "Hosts: " + "; ".join(f"{suite} is {what}" for suite, what in SUITES.items()) + ".",
-        "",
-        "| from \\ to | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
-    for source in names:
-        cells = [cell(results[source, destination]) if source != destination else "" for destination in names]
-        lines.append(f"| **{source}** | " + " | ".join(cells) + " |")
-    lines += ["", "What was refused, and so cannot be repaired:", ""]
+    lines = [HEAD, f"Of {len(results)} pairs, {wrong} came out otherwise than predicted.", ""]
+    lines += ["Hosts: " + "; ".join(f"{suite} is {what}" for suite, what in SUITES.items()) + ".", ""]
+    for cpu in dict.fromkeys(cpu for place in places for cpu in place.cpus):
+        lines += [f"## Guests with `-cpu {cpu}`", "", "| from \\ to | " + " | ".join(map(str, places)) + " |"]
+        lines.append("|---|" + "---|" * len(places))
+        for place in places:
+            if cpu in place.cpus:
+                found = (results.get(f"{place} {cpu} {other}") for other in places)
+                lines.append(f"| **{place}** | " + " | ".join("" if one is None else cell(one) for one in found) + " |")
+        lines.append("")
+    lines += ["What was refused, and so cannot be repaired:", ""]
     reasons: dict[str, list[str]] = {}
-    for (source, destination), result in results.items():
-        refused = ", ".join(result.kernel.named("refuse"))
-        if refused:
-            reasons.setdefault(refused, []).append(f"{source} to {destination}")
-    lines += [f"- {refused}: {', '.join(pairs)}" for refused, pairs in reasons.items()] or ["- nothing"]
+    for key, result in results.items():
+        if refused := ", ".join(result.named("refuse")):
+            reasons.setdefault(refused, []).append(key)
+    lines += [f"- {refused}: {'; '.join(pairs)}" for refused, pairs in reasons.items()] or ["- nothing"]
     TABLE.write_text("\n".join(lines) + "\n")
-    verdicts = {f"{source} {destination}": result.kernel.actions for (source, destination), result in results.items()}
-    VERDICTS.write_text(json.dumps(verdicts, indent=1) + "\n")
 
 
 def say(line: str) -> None:
@@ -251,16 +272,14 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def expect(found: object, wanted: object) -> None:
-    """Raise unless what was found is what was wanted."""
-    if found != wanted:
-        raise LabError(f"{wanted!r} was expected, not {found!r}")
-
-
-def fail(output: str) -> str:
-    """Raise with what a command said."""
-    raise LabError(output)
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="make matrix LAB=...", description=__doc__)
+    parser.add_argument("--survey", action="store_true", help="survey the hosts and ask their kernels; move no guest")
+    parser.add_argument("--again", action="store_true", help="forget what earlier runs found")
+    parser.add_argument("--hosts", nargs="+", metavar="HOST", help=WHICH)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(trio.run(main))
+    sys.exit(trio.run(main, arguments()))
