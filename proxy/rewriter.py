@@ -12,6 +12,7 @@ from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
 from proxy.judged_state import Replacement, in_one_line, judge_state
+from proxy.judging.advice import would_go
 from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
 from proxy.policy.policy import Mode
@@ -292,10 +293,9 @@ class Rewriter:
                 verdicts = [verdict for registers in self._source for verdict in self._judge.judge(registers)]
                 refusals = [verdict for verdict in verdicts if verdict.action is Action.REFUSE]
                 if refusals:
-                    self._refuse(
-                        f"offset {command.offset:#x}: postcopy is announced, and by what is known of the source would "
-                        f"be refused: {in_one_line(refusals, helped=True)}"
-                    )
+                    words = in_one_line(refusals, helped=would_go(self._judge, self._source, verdicts))
+                    what = "postcopy is announced, and by what is known of the source would be refused"
+                    self._refuse(f"offset {command.offset:#x}: {what}: {words}")
             case CommandType.PACKAGED:
                 self.report.postcopy = True
                 self._package = bytearray(command.raw)

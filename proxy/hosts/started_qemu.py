@@ -15,11 +15,12 @@ from typing import Final
 from formats.arm.vcpu_features import Kind, VcpuFeature
 
 _LISTENS: Final = "0A"
-_PROPERTIES: Final = {
+CPU_PROPERTIES: Final = {
     "pmu": frozenset({VcpuFeature.PMU_V3}),
     "sve": frozenset({VcpuFeature.SVE}),
     "pauth": frozenset({VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC}),
 }
+"""QEMU's properties of `-cpu host`, and the features that each turns off."""
 _MODELS: Final = ("host", "max")
 """With KVM the two are the same."""
 
@@ -79,9 +80,9 @@ def parse_command(pid: int, words: list[str]) -> StartedQemu | None:
     for text in properties:
         name, _, value = text.partition("=")
         if value == "off":
-            off |= _PROPERTIES.get(name, frozenset())
+            off |= CPU_PROPERTIES.get(name, frozenset())
         else:
-            off -= _PROPERTIES.get(name, frozenset())
+            off -= CPU_PROPERTIES.get(name, frozenset())
     return StartedQemu(pid, cpu, off)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from formats.arm.errata import all_errata
 from formats.arm.id_fields import fields_of
 from formats.arm.sysreg import MIDR_EL1
 from formats.arm.vcpu_features import MARKS, VcpuFeature, kind_of, named
@@ -116,6 +117,7 @@ class Judge:
         """Load the tables that verdicts need, so that no guest stands while they are read."""
         fields_of(MIDR_EL1)
         harmless()
+        all_errata()
         for kind in () if self.host is None else self.host.kinds:
             self._view(kind)
 

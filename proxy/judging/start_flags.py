@@ -2,20 +2,13 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from formats.arm.vcpu_features import Kind, VcpuFeature
+from formats.arm.vcpu_features import Kind
+from proxy.hosts.started_qemu import CPU_PROPERTIES
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
-
-_PROPERTIES: Final = {
-    VcpuFeature.PMU_V3: "pmu",
-    VcpuFeature.SVE: "sve",
-    VcpuFeature.PTRAUTH_ADDRESS: "pauth",
-    VcpuFeature.PTRAUTH_GENERIC: "pauth",
-}
-"""QEMU's properties of `-cpu host` (QEMU `docs/system/arm/cpu-features.rst`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,7 @@ def start_for(host: "HostProfile", kinds: Collection[Kind]) -> Start | None:
 
 def turned_off(offered: Kind, wanted: Kind) -> list[str]:
     """Return the properties of `-cpu host` that have to be off: what the host would give, and the guest has not."""
-    return sorted({_PROPERTIES[feature] for feature in offered - wanted if feature in _PROPERTIES})
+    return sorted(name for name, features in CPU_PROPERTIES.items() if features & (offered - wanted))
 
 
 def qemu_cpu(off: Iterable[str]) -> str:
