@@ -14,6 +14,7 @@ from proxy.live.leg import Leg
 from proxy.live.recovery import PAUSED, Recovery
 from proxy.live.side_channels import SideChannels
 from proxy.net.address import FdAddress, StdioAddress, TcpAddress
+from proxy.old_source import fall_silent, may_be_old
 from proxy.report import Report
 from proxy.rewriter import Rewriter
 
@@ -244,11 +245,13 @@ class Session:
                 (await self.dial()).close()
 
     async def _give_back(self) -> bool:
-        """Have a source that has gone over to postcopy keep its guest; return whether that was to be done."""
-        if not self._rewriter.source_waits_in_postcopy:
-            return False
+        """Have the source keep its guest; return whether it had to be told, as in postcopy, and was."""
         if self._destination is not None:
             self._destination.reset()
+        if not self._rewriter.source_waits_in_postcopy:
+            if self._rewriter.return_path and not self._rewriter.postcopy and may_be_old(self.report.machine):
+                await fall_silent(self._source, self._buffer)
+            return False
         self.channels.swallow()
         return await give_back(self._source, self._rewriter, self._buffer)
 

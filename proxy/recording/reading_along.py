@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError, TruncatedStreamError
 from formats.frame.event import NEED_DATA, Raw
-from formats.stream.events import Command, SectionBegin
+from formats.stream.events import Command, Configuration, SectionBegin
 from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
 
@@ -24,6 +24,7 @@ class Follower:
         sections: How many sections, and parts of iterable ones, were found.
         begun: Whether the first section was reached; before it, the source says what it will do.
         problem: Why the stream could not be read on; what follows is not understood.
+        machine: The machine type; None before it was read.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class Follower:
         self.sections = 0
         self.begun = False
         self.problem: FormatError | None = None
+        self.machine: str | None = None
         self._parser = StreamParser()
         self._marks: deque[tuple[int, str]] = deque([(0, "the header")], maxlen=_MARKS)
 
@@ -115,6 +117,8 @@ class Follower:
                 match event:
                     case Command():
                         commands.append(event)
+                    case Configuration():
+                        self.machine = event.machine
                     case SectionBegin():
                         self._mark(event.offset, f"section {event.name!r} instance {event.instance_id}")
                     case DeviceState():

@@ -346,6 +346,26 @@ async def test_a_refused_processor_resets_both() -> None:
     assert report.bytes_out == DEVICES
 
 
+@pytest.mark.parametrize(("machine", "waits"), [(b"virt-5.2", True), (b"virt-6.1", False)])
+async def test_an_old_source_is_reset_once_it_has_fallen_silent(machine: bytes, waits: bool) -> None:
+    """QEMU before 6.1 takes a return path that breaks just before it looks for one for none, and gives up its guest."""
+    opening = STREAM.replace(b"virt-7.2", machine, 1)
+    async with migration(judge()) as it:
+        await send(it.source, opening[8:])
+        assert (await rest(it.destination))[1] == "reset"
+        try:
+            for _ in range(5):
+                await send(it.source, b"more")
+                await trio.sleep(0.05)
+        except (ConnectionResetError, BrokenPipeError):
+            assert not waits
+        else:
+            assert waits
+            assert await rest(it.source) == (b"", "reset")
+        report = await it.end()
+    assert (report.outcome, report.exit_code) == (Outcome.REFUSED, ExitCode.REFUSED)
+
+
 async def test_a_missing_return_path_resets_both_before_any_section() -> None:
     async with migration() as it:
         await send(it.source, STREAM.replace(OPEN_RETURN_PATH, b"", 1)[8:1000])
