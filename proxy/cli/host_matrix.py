@@ -11,7 +11,8 @@ from proxy.cli.lines import echo, terminal_width
 from proxy.cli.options import policy_options
 from proxy.cli.progress import counting
 from proxy.errors import ConfigError
-from proxy.fleet.matrix import Fleet, FleetHost, in_short, judge_fleet
+from proxy.fleet.host import FleetHost
+from proxy.fleet.matrix import Fleet, in_short, judge_fleet, steps_of
 from proxy.hosts.profile_file import load_profile
 from proxy.policy.policy import Policy
 
@@ -25,7 +26,9 @@ def command(*, profiles: tuple[str, ...], as_json: bool, html: str | None, polic
     """Tell who can go where: a guest that starts on each host, judged against every other host.
 
     PROFILEs are made by 'host probe' or 'host learn'; hosts are called by their files' names. Groups are sets of hosts
-    that can all reach each other: what a scheduler would make a host aggregate of.
+    that can all reach each other: what a scheduler would make a host aggregate of. Baselines are flags of -cpu host
+    that guests are started with, so that hosts take each other's with no change, with MIDR_EL1 alone, or more of them;
+    --json has them as libvirt XML, too.
 
     \b
     Examples:
@@ -40,7 +43,7 @@ def command(*, profiles: tuple[str, ...], as_json: bool, html: str | None, polic
         raise ConfigError(f"two profiles are called {twice}; give the files names that differ")
     if len(hosts) < 2:
         raise click.UsageError("give two profiles at least")
-    with counting(len(hosts) * (len(hosts) - 1), "pairs") as progress:
+    with counting(steps_of(hosts), "pairs and ways to start guests") as progress:
         fleet = judge_fleet(hosts, policy, progress)
     if html is not None:
         from proxy.fleet.page import render
@@ -73,6 +76,23 @@ def _show(fleet: Fleet) -> None:
     click.echo("\nGroups, in which all can reach each other:")
     for group in fleet.groups():
         echo(f"  {', '.join(group)}", indent=4)
+    _show_baselines(fleet)
+
+
+def _show_baselines(fleet: Fleet) -> None:
+    if not fleet.baselines:
+        click.echo("\nNo flags of -cpu host, given when guests are started, bring more of these hosts together.")
+        return
+    click.echo("\nBaselines: guests that are started so, on any host of a line, can go to all others of it:")
+    costs: dict[str, dict[str, None]] = {}
+    for baseline in fleet.baselines:
+        echo(f"  {baseline.start.qemu}: {', '.join(baseline.hosts)}: {baseline.in_short()}", indent=4)
+        for cost in baseline.costs:
+            costs.setdefault(f"{cost.name}=off: no {cost.loses}", {}).update(dict.fromkeys(cost.fields))
+    if costs:
+        click.echo("\nWhat that costs a guest, on hosts that would give it:")
+    for what, fields in costs.items():
+        echo(f"  {what} ({', '.join(fields)})", indent=4)
 
 
 def _table(fleet: Fleet, names: list[str]) -> list[str]:

@@ -1,47 +1,21 @@
 """Who can go where: every ordered pair of hosts, judged by their profiles."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from formats.arm.midr import parse_midr_el1
+from proxy.fleet.baseline import Baseline, find_baselines, ways_to_start
 from proxy.hosts.host_registers import HostRegisters
-from proxy.hosts.profile import HostProfile
-from proxy.hosts.profile_text import write_profile
 from proxy.judging.check import Answer, check
 from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
 
 if TYPE_CHECKING:
+    from proxy.fleet.host import FleetHost
     from proxy.policy.policy import Policy
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class FleetHost:
-    """One host: what it is called, and its profile."""
-
-    name: str
-    profile: HostProfile
-
-    @property
-    def processor(self) -> str:
-        """The processor, for people."""
-        midr = self.profile.midr
-        return "a processor without an id" if midr is None else str(parse_midr_el1(midr))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as it goes into JSON."""
-        midr = self.profile.midr
-        return {
-            "name": self.name,
-            "description": self.profile.description,
-            "midr": None if midr is None else f"{midr:#x}",
-            "processor": self.processor,
-            "kernel": self.profile.kernel,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +25,12 @@ class Fleet:
     Attributes:
         hosts: In the order in which they were given.
         answers: What a check says, by the names of source and destination. Pairs of like profiles share one.
+        baselines: How guests are to be started so that hosts take them; the least to be off comes first.
     """
 
-    hosts: tuple[FleetHost, ...]
+    hosts: "tuple[FleetHost, ...]"
     answers: dict[tuple[str, str], Answer]
+    baselines: tuple[Baseline, ...] = ()
 
     def goes(self, source: str, destination: str) -> bool:
         """Tell whether a guest of one host can go to another."""
@@ -85,6 +61,7 @@ class Fleet:
             "schema_version": SCHEMA_VERSION,
             "hosts": [host.as_dict() | {"destinations": self.destinations(host.name)} for host in self.hosts],
             "groups": self.groups(),
+            "baselines": [baseline.as_dict() for baseline in self.baselines],
             "pairs": [
                 {"source": source, "destination": destination} | answer.as_dict()
                 for (source, destination), answer in self.answers.items()
@@ -92,25 +69,29 @@ class Fleet:
         }
 
 
-def judge_fleet(hosts: Iterable[FleetHost], policy: "Policy", progress: Callable[[int], None]) -> Fleet:
+def steps_of(hosts: "Sequence[FleetHost]") -> int:
+    """Return of how many steps `judge_fleet` tells its progress."""
+    return len(hosts) * (len(hosts) - 1) + len(ways_to_start(hosts))
+
+
+def judge_fleet(hosts: "Iterable[FleetHost]", policy: "Policy", progress: Callable[[int], None]) -> Fleet:
     """Judge a guest that starts on each host against every other.
 
     Args:
         hosts: With names that differ.
         policy: What the operator vouches for.
-        progress: Is told after each pair, that it was one more.
+        progress: Is told after each pair, and each way to start guests, that it was one more.
     """
     known = tuple(hosts)
-    kinds = {host.name: write_profile(replace(host.profile, description="")) for host in known}
     judged: dict[tuple[str, str], Answer] = {}
     answers = {}
     for source, destination in permutations(known, 2):
-        kind = kinds[source.name], kinds[destination.name]
+        kind = source.same_as, destination.same_as
         if kind not in judged:
             judged[kind] = check(Judge(policy, destination.profile), [HostRegisters(source.profile)])
         answers[source.name, destination.name] = judged[kind]
         progress(1)
-    return Fleet(known, answers)
+    return Fleet(known, answers, tuple(find_baselines(known, policy, progress)))
 
 
 def in_short(answer: Answer) -> str:

@@ -17,6 +17,7 @@ from proxy.judging.explain import what_the_guest_sees
 from proxy.judging.verdict import Action, Verdict
 
 if TYPE_CHECKING:
+    from proxy.fleet.baseline import Baseline
     from proxy.judging.check import Answer
 
 
@@ -45,6 +46,7 @@ def render(fleet: Fleet, policy: str) -> str:
         columns="".join(f'<th scope="col">{escape(host.name)}</th>' for host in fleet.hosts),
         rows="\n".join(_row(fleet, host.name, numbers) for host in fleet.hosts),
         groups="".join(f"<li>{escape(', '.join(group))}</li>" for group in fleet.groups()),
+        baselines="".join(map(_baseline, fleet.baselines)) or "<li>No flags of -cpu host bring hosts together.</li>",
         hosts="".join(_host(fleet, index) for index in range(len(fleet.hosts))),
         data=_embedded(_details(_distinct(fleet))),
     )
@@ -99,6 +101,16 @@ def _host(fleet: Fleet, index: int) -> str:
         f'<br><span class="faint">{escape(host.profile.kernel or "kernel not known")}; '
         f"{escape(host.profile.description)}</span><br>guests can go to: {escape(where)}</li>"
     )
+
+
+def _baseline(baseline: "Baseline") -> str:
+    lines = [f"<strong>{escape(baseline.start.qemu)}</strong>{escape(', '.join(baseline.hosts))}"]
+    lines.append(f"<br>{escape(baseline.in_short())}")
+    if baseline.start.off:
+        lines.append(f"<pre>{escape(baseline.start.libvirt)}</pre>")
+    costs = (f"{cost.name}=off: no {cost.loses} ({', '.join(cost.fields)})" for cost in baseline.costs)
+    lines += [f'<br><span class="faint">{escape(cost)}</span>' for cost in costs]
+    return f"<li>{''.join(lines)}</li>"
 
 
 def _details(answers: "list[Answer]") -> dict[str, Any]:

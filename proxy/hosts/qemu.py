@@ -8,7 +8,14 @@ from typing import Final
 _PROGRAMS: Final = ("qemu-system-aarch64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 """What distributions call it; the last is where those of the Red Hat family put it, outside PATH."""
 _VERSION: Final = re.compile(r"QEMU emulator version (\d+\.\d+(?:\.\d+)?)")
+_NUMBERS: Final = re.compile(r"(\d+)\.(\d+)")
 _PATIENCE: Final = 20.0
+
+
+def version_of(qemu: str | None) -> tuple[int, int] | None:
+    """Return major and minor number of a version such as `11.1.3`; None where it is not known, or is none."""
+    found = _NUMBERS.match(qemu or "")
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def installed_qemu() -> str | None:

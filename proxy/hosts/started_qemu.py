@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from formats.arm.vcpu_features import Kind, VcpuFeature
+from proxy.hosts.qemu import version_of
 
 _LISTENS: Final = "0A"
 CPU_PROPERTIES: Final = {
@@ -21,6 +22,8 @@ CPU_PROPERTIES: Final = {
     "pauth": frozenset({VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC}),
 }
 """QEMU's properties of `-cpu host`, and the features that each turns off."""
+_PROPERTIES_SINCE: Final = {"pauth": (7, 2)}
+"""QEMU 5.2 has no `pauth` for `-cpu host`, and exits; 7.2 has it. It has `pmu` and `sve`."""
 _MODELS: Final = ("host", "max")
 """With KVM the two are the same."""
 
@@ -41,6 +44,17 @@ class StartedQemu:
 
     def __str__(self) -> str:
         return f"process {self.pid}, -cpu {self.cpu}"
+
+
+def has_property(qemu: str | None, name: str) -> bool:
+    """Tell whether a QEMU knows a property of `-cpu host`, whether its host has the feature or not.
+
+    Args:
+        qemu: Its version, such as `10.0.13`; None when it is not known, which is taken for a new one.
+        name: One of CPU_PROPERTIES.
+    """
+    version = version_of(qemu)
+    return version is None or version >= _PROPERTIES_SINCE.get(name, version)
 
 
 def look_at(host: str, port: int) -> StartedQemu | None:

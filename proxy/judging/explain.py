@@ -82,7 +82,7 @@ def compare_errata(source: int | None, destination: int | None) -> Errata:
 
 
 def host_differences(source: "HostProfile", destination: "HostProfile") -> list[str]:
-    """Say in what two hosts differ beside their registers: vCPU features, and the timer's frequency."""
+    """Say in what two hosts differ beside their registers: vCPU features, and what is dangerous."""
     differences = []
     if source.vcpu_features is not None and destination.vcpu_features is not None:
         only = sorted(set(source.vcpu_features) - set(destination.vcpu_features))
@@ -91,20 +91,26 @@ def host_differences(source: "HostProfile", destination: "HostProfile") -> list[
         only = sorted(set(destination.vcpu_features) - set(source.vcpu_features))
         if only:
             differences.append(f"vCPU features that only the destination's vCPUs have: {', '.join(only)}")
+    return differences + [f"DANGER: {danger}" for danger in dangers(source, destination)]
+
+
+def dangers(source: "HostProfile", destination: "HostProfile") -> list[str]:
+    """Say what a guest of one host would suffer on another though every register is taken: SVE vectors, the timer."""
+    found = []
     if source.sve_vector_lengths is not None and destination.sve_vector_lengths is not None:
         missing = sorted(set(source.sve_vector_lengths) - set(destination.sve_vector_lengths))
         if missing:
-            differences.append(
-                f"DANGER: the destination has no SVE vectors of {', '.join(map(str, missing))} bytes; a guest that "
-                "uses them loses what they hold"
+            found.append(
+                f"the destination has no SVE vectors of {', '.join(map(str, missing))} bytes; a guest that uses them "
+                "loses what they hold"
             )
     here, there = source.timer_frequency, destination.timer_frequency
     if here is not None and there is not None and here != there:
-        differences.append(
-            f"DANGER: the timer runs at {here} Hz on the source and {there} Hz on the destination; the guest took the "
+        found.append(
+            f"the timer runs at {here} Hz on the source and {there} Hz on the destination; the guest took the "
             "frequency at boot, and its clock will be wrong. No register of the stream can mend that"
         )
-    return differences
+    return found
 
 
 def _number(field: IdField, value: int | None) -> str:

@@ -4,14 +4,13 @@ QEMU 11.1 passes over a missing register that it knows to be harmless, where old
 QEMU 11.1.3 on Linux 7.2, neoverse-v1: a guest from Linux 6.12, which lists these three, loads as it is.
 """
 
-import re
 from typing import Final
 
 from formats.arm.sysreg import parse_register
+from proxy.hosts.qemu import version_of
 
 _SINCE: Final = (11, 1)
 _TOLERATED: Final = frozenset(map(parse_register, ("TCR2_EL1", "PIR_EL1", "PIRE0_EL1")))
-_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
 
 def tolerated(qemu: str | None) -> frozenset[int]:
@@ -20,5 +19,5 @@ def tolerated(qemu: str | None) -> frozenset[int]:
     Args:
         qemu: Its version, such as `11.1.3`; None when it is not known, which is taken for an old one.
     """
-    version = _VERSION.match(qemu or "")
-    return _TOLERATED if version and tuple(map(int, version.groups())) >= _SINCE else frozenset()
+    version = version_of(qemu)
+    return _TOLERATED if version is not None and version >= _SINCE else frozenset()

@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from formats.arm.sysreg import describe
-from proxy.fleet.matrix import FleetHost, judge_fleet
+from proxy.fleet.host import FleetHost
+from proxy.fleet.matrix import judge_fleet
 from proxy.fleet.page import render
 from proxy.hosts.profile_file import load_profile
 from proxy.policy.policy import Policy

@@ -27,7 +27,7 @@ from tests.lab.matrix_hosts import PLACES, ROOT, Place, ask, host_at, publish, r
 from tests.lab.pool import running_lab
 from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qmp import LabError
-from tests.lab.vm import wire_uri
+from tests.lab.vm import VmExitedError, wire_uri
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -198,7 +198,11 @@ async def examine(lab: Lab, place: Place, other: Place, cpu: str, streams: Path)
             yield guest, arriving
 
     async with running_pair() as (guest, arriving):
-        direct = await arrives(guest, arriving, wire_uri(await arriving.incoming_port()))
+        try:
+            direct = await arrives(guest, arriving, wire_uri(await arriving.incoming_port()))
+        except VmExitedError:
+            # QEMU before 6.1 may give its guest up to a destination that is just dying; see `proxy.old_source`.
+            direct = False
     async with (
         running_pair() as (guest, arriving),
         running_proxy(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from formats.arm.sysreg import MIDR_EL1, describe
-from proxy.fleet.matrix import FleetHost, in_short, judge_fleet
+from proxy.fleet.host import FleetHost
+from proxy.fleet.matrix import in_short, judge_fleet
 from proxy.fleet.page import render
 from proxy.hosts.profile import HostProfile
 from proxy.hosts.profile_file import load_profile
@@ -55,7 +56,7 @@ def matrix(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_pairs_are_what_the_kernels_said() -> None:
     steps: list[int] = []
     fleet = judge_fleet(HOSTS, ALL_LISTED, steps.append)
-    assert steps == [1] * 30
+    assert steps == [1] * 32
     for (source, destination), answer in fleet.answers.items():
         found = {verdict.name: verdict.action.value for verdict in answer.verdicts}
         assert found == VERDICTS[f"{source} {destination}"]
@@ -117,7 +118,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert re.split(r"\s{2,}", lines[6]) == [
         "trixie-n1", "refused", "refused", "5 swapped, 17 left out", "refused", "refused", "-",
     ]  # fmt: skip
-    assert lines[-1] == "  bookworm-n1, trixie-n1"
+    assert "  bookworm-n1, trixie-n1" in lines
     done = matrix(*sorted((CAPTURES / "hosts").glob("*.toml")), "--html", tmp_path / "fleet.html")
     assert (done.returncode, done.stdout) == (0, "")
     assert (tmp_path / "fleet.html").read_text().startswith("<!doctype html>")

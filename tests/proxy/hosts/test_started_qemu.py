@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from formats.arm.vcpu_features import VcpuFeature
-from proxy.hosts.started_qemu import look_at, parse_command
+from proxy.hosts.started_qemu import has_property, look_at, parse_command
 
 PAUTH = {VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC}
 
@@ -50,3 +50,12 @@ def test_other_hosts_and_other_programs_are_left_alone() -> None:
         assert look_at("192.0.2.1", port) is None
         assert look_at("localhost", port) is None
     assert look_at("127.0.0.1", port) is None
+
+
+@pytest.mark.parametrize("qemu", ["7.2.0", "10.0.13", "11.1", None, "of my own"])
+def test_what_every_newer_qemu_can_turn_off(qemu: str | None) -> None:
+    assert all(has_property(qemu, name) for name in ("pmu", "sve", "pauth"))
+
+
+def test_what_an_old_qemu_cannot() -> None:
+    assert [has_property("5.2.0", name) for name in ("pmu", "sve", "pauth")] == [True, True, False]
