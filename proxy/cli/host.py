@@ -97,10 +97,11 @@ def _learned(source: str) -> HostProfile:
 
 
 @command.command("probe", short_help="Make this host's profile by asking its KVM (arm64).")
-@click.option("-o", "--output", metavar="HOST", required=True, help="Where to write the profile; - is standard output.")
+@click.option("-o", "--output", metavar="HOST", help="Where to write the profile; - is standard output.")
+@click.option("--script", is_flag=True, help="Print a script that does it on a host where only Python 3.6 or newer is.")
 @qemu_option
 @vcpu_features_option
-def probe(*, output: str, qemu: str | None, vcpu_features: frozenset[Feature] | None) -> None:
+def probe(*, output: str | None, script: bool, qemu: str | None, vcpu_features: frozenset[Feature] | None) -> None:
     """Make this host's profile by asking its KVM; arm64 only.
 
     Scratch VMs with one vCPU are created and thrown away, one for each kind of vCPU that the host has: with and without
@@ -112,7 +113,21 @@ def probe(*, output: str, qemu: str | None, vcpu_features: frozenset[Feature] | 
       sudo vmstate-proxy host probe -o rack7.toml
       # A host whose QEMU is elsewhere, or another one than the first in PATH:
       sudo vmstate-proxy host probe -o rack7.toml --qemu 11.1.3
+      # A host without this program; the script needs nothing but Python's standard library.
+      vmstate-proxy host probe --script > probe.py
+      ssh root@rack3 python3 - < probe.py > rack3.toml
     """
+    if script:
+        if output is not None or qemu is not None or vcpu_features is not None:
+            raise click.UsageError(
+                "--script only prints the script; give --qemu to it where it runs: python3 probe.py -h"
+            )
+        from proxy.hosts.script import probe_script
+
+        click.echo(probe_script(), nl=False)
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o'; it says where to write the profile.")
     from proxy.hosts.probe import probe_host
     from proxy.hosts.qemu import installed_qemu
 

@@ -81,9 +81,9 @@ def _show(fleet: Fleet) -> None:
 
 def _show_baselines(fleet: Fleet) -> None:
     if not fleet.baselines:
-        click.echo("\nNo flags of -cpu host, given when guests are started, bring more of these hosts together.")
+        echo("\nNo flags of -cpu host, given when guests are started, bring more of these hosts together.")
         return
-    click.echo("\nBaselines: guests that are started so, on any host of a line, can go to all others of it:")
+    echo("\nBaselines: guests that are started so, on any host of a line, can go to all others of it:")
     costs: dict[str, dict[str, None]] = {}
     for baseline in fleet.baselines:
         echo(f"  {baseline.start.qemu}: {', '.join(baseline.hosts)}: {baseline.in_short()}", indent=4)

@@ -43,8 +43,13 @@ def probe_host(features: frozenset[Feature] | None = None, *, measured: bool = T
     base = _probe_kind(features, asked)
     if features is not None:
         return base
-    others = (_probe_kind(kind, asked) for kind in other_kinds(base.vcpu_features or ()))
-    return replace(base, variants=tuple(variant_of(base, other) for other in others), all_kinds=True)
+    found = {base.kind: base}
+    for fewer in other_kinds(base.vcpu_features or ()):
+        other = _probe_kind(fewer, asked)
+        # Linux 5.10 says the same of a vCPU without PMU as of one with it; such guests are of one kind.
+        found.setdefault(other.kind, other)
+    variants = (variant_of(base, other) for other in found.values() if other is not base)
+    return replace(base, variants=tuple(variants), all_kinds=True)
 
 
 def other_kinds(features: Iterable[str]) -> list[frozenset[Feature]]:
@@ -98,8 +103,11 @@ def timer_frequency() -> int | None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    # Through a file, so that the kernel cleans the caches when it maps what was written for execution.
-    descriptor = os.memfd_create("cntfrq")
+    # Through a file, so that the kernel cleans the caches when it maps what was written for execution. By its name,
+    # for Python before 3.8 has no os.memfd_create.
+    descriptor = libc.memfd_create(b"cntfrq", 0)
+    if descriptor < 0:
+        return None
     try:
         os.write(descriptor, _READ_CNTFRQ)
         address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, descriptor, 0)

@@ -100,7 +100,10 @@ def _only_with(profile: HostProfile) -> dict[str, frozenset[int]]:
     named: frozenset[int] = frozenset()
     for feature in profile.vcpu_features or ():
         without = [variant.absent for variant in variants if feature not in variant.vcpu_features]
-        if without and (registers := frozenset.intersection(*without) - named):
+        if not without:
+            continue
+        registers = frozenset.intersection(*without) - named
+        if registers:
             found[feature] = registers
             named |= registers
     return found

@@ -12,6 +12,7 @@ from formats.arm.id_fields import differing
 from formats.arm.sysreg import parse_register
 from formats.arm.vcpu_features import VcpuFeature
 from proxy.hosts.profile_file import load_profile
+from proxy.hosts.script import probe_script
 from tests.kvm.helpers import learn
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
@@ -50,6 +51,28 @@ async def test_probe_and_learn_agree(lab: Lab, tmp_path: Path, suite: str) -> No
     # ID registers can be written since Linux 6.5, CSV2 and CSV3 since 5.10 and 5.11.
     assert (dfr0 in probed.taken) == (suite == "trixie")
     assert str(probed.taken[parse_register("ID_AA64PFR0_EL1")][-1]) == "CSV3 0"
+
+
+@pytest.mark.parametrize("suite", ["bullseye", "trixie"])
+async def test_the_script_answers_as_host_probe(lab: Lab, tmp_path: Path, suite: str) -> None:
+    """On trixie to the byte; bullseye's Python 3.9 runs the script alone, and is held against a recorded stream."""
+    host = await lab.host(cpu="cortex-a57,midr=0x411fd073", suite=suite)
+    await host.put("/tmp/probe.py", probe_script().encode())
+    printed = (await host.run(["python3", "/tmp/probe.py"], limit=60)).stdout
+    if suite == "trixie":
+        assert printed.encode() == await probe(host)
+        return
+    path = tmp_path / "probed.toml"
+    path.write_text(printed)
+    probed = load_profile(path)
+    learned = load_profile(Path(await learn(tmp_path, host)))
+    assert (probed.values, probed.others) == (learned.values, learned.others)
+    assert probed.kernel is not None
+    assert probed.kernel.startswith("Linux 5.10.")
+    assert probed.qemu is not None
+    assert probed.qemu.startswith("5.2.")
+    assert probed.taken is not None
+    assert (probed.all_kinds, probed.timer_frequency) == (True, 62_500_000)
 
 
 async def test_the_vcpus_features_can_be_chosen(lab: Lab, tmp_path: Path) -> None:

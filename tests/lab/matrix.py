@@ -54,7 +54,8 @@ each table is for guests of one kind, whose destination is started as `check` sa
 - *n swapped, m left out*: refused directly; arrives through the proxy after so many registers were changed.
 - *refused*: refused directly; the proxy ends the migration, too, and the guest runs on at the source.
 
-On hosts of bullseye, whose Python is too old for this project, no kernel is asked, and the profile is a learned one.
+On hosts of bullseye, whose Python is too old for this project, no kernel is asked; their profiles are those that the
+script of `host probe --script` prints. On all others it prints what `host probe` does.
 """
 
 
@@ -126,8 +127,9 @@ async def main(options: argparse.Namespace) -> int:
     journal = Journal()
     began = time.monotonic()
     with contextmanager(running_lab)() as lab:
-        if options.again or not streams.exists():
+        if options.again:
             journal.forget()
+        if options.again or options.survey or not streams.exists():
             await look(lab, places, streams)
         if options.survey:
             return 0
@@ -154,7 +156,7 @@ async def look(lab: Lab, places: list[Place], streams: Path) -> None:
     for place in places:
         host = await host_at(lab, place)
         own = {cpu: await recorded(host, cpu) for cpu in place.cpus}
-        await survey(host, place, own)
+        await survey(host, place)
         for cpu, stream in own.items():
             guests[f"{place} {cpu}"] = stream
             (streams / f"{place} {cpu}").write_bytes(stream)
