@@ -10,6 +10,12 @@ from formats.errors import FormatError
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import decode_section
 from formats.vmstate.vcpus import open_vcpus
+from proxy.captures.difference import (
+    RegisterDifference,
+    SectionDifference,
+    register_differences,
+    section_differences,
+)
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
 from proxy.captures.stream_or_profile import read_profile
@@ -17,12 +23,6 @@ from proxy.cli.lines import echo
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ExitCode, exit_code_of
 from proxy.hosts.host_registers import HostRegisters
-from proxy.judging.difference import (
-    RegisterDifference,
-    SectionDifference,
-    register_differences,
-    section_differences,
-)
 
 if TYPE_CHECKING:
     from formats.vmstate.fields import DecodedField

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from formats.arm.sysreg import MIDR_EL1, describe, parse_register
+from proxy.captures.difference import register_differences, section_differences
 from proxy.hosts.profile_text import write_profile
-from proxy.judging.difference import register_differences, section_differences
 from tests.captures import CAPTURES
 from tests.proxy.helpers import R0, R3, ROOT, capture, profile, value, with_value
 
