@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.arm.vcpu_features import kind_of
+from formats.vmstate.interrupts import SECTION_OF, unread_interrupts
 from formats.vmstate.removal import without_registers
 from formats.vmstate.vcpus import open_vcpus
 from proxy.judging.advice import would_go
@@ -68,6 +69,13 @@ class JudgedState:
         return None if self.host is None else start_for(self.host, self.kinds)
 
     @property
+    def not_looked_at(self) -> tuple[str, ...]:
+        """The sections of interrupt controllers that are known of the destination, and that nothing here describes."""
+        if self.host is None or self.host.interrupts is None:
+            return ()
+        return tuple(section.label for section in unread_interrupts(self.state))
+
+    @property
     def refusal(self) -> str | None:
         """Why the guest may not pass, in one line that names offset, section and registers; None when it may."""
         refusals = self._of(Action.REFUSE)
@@ -100,6 +108,9 @@ class JudgedState:
         return [verdict for _, verdicts in self.vcpus for verdict in verdicts if verdict.action in actions]
 
     def _section_of(self, verdict: Verdict) -> "DeviceSection":
+        name = SECTION_OF.get(verdict.register)
+        if name is not None:
+            return next(section for section in self.state.sections if section.name == name)
         cpus = (section for section in self.state.sections if section.name == "cpu")
         return next(section for section in cpus if section.instance_id == verdict.vcpu)
 

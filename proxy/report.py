@@ -46,6 +46,7 @@ class Report:
         recoveries: How many times a postcopy migration was taken up again after its connection broke.
         kinds: The kinds of vCPU that the guest has.
         start: How the destination has to be started for it; None where that is not known.
+        not_looked_at: Sections of interrupt controllers that would be judged and could not be read, without a vmdesc.
     """
 
     mode: str
@@ -63,6 +64,7 @@ class Report:
     recoveries: int = 0
     kinds: "tuple[Kind, ...]" = ()
     start: "Start | None" = None
+    not_looked_at: tuple[str, ...] = ()
 
     def failed(self, reason: str) -> None:
         """Note that something outside the stream went wrong; a reason found in the stream stands."""
@@ -93,6 +95,7 @@ class Report:
             "would_change": [verdict_as_dict(verdict) for verdict in self.would_change],
             "lost_features": lost_features(self.changes),
             "unguarded_errata": met_errata(self.changes),
+            "not_looked_at": list(self.not_looked_at),
         }
 
     def as_json(self) -> str:
@@ -106,7 +109,8 @@ class Report:
             line += f": {_count(self.changes)}"
         if self.would_change:
             line += f"; {_count(self.would_change, 'would be ')}"
-        for words, those in (("loses", lost_features(self.changes)), ("meets", met_errata(self.changes))):
+        said = ("loses", lost_features(self.changes)), ("meets", met_errata(self.changes))
+        for words, those in (*said, ("not looked at, without a vmdesc:", self.not_looked_at)):
             if those:
                 line += f"; the guest {words} {', '.join(those)}"
         if self.reason is not None:

@@ -319,7 +319,11 @@ class Rewriter:
             )
         judged = judge_state(self._judge, state)
         self.report.vcpus += len(judged.vcpus)
-        self.report.kinds, self.report.start = judged.kinds, judged.start
+        self.report.kinds, self.report.start, self.report.not_looked_at = (
+            judged.kinds,
+            judged.start,
+            judged.not_looked_at,
+        )
         if judged.refusal is not None:
             self._refuse(judged.refusal)
         if self._observing:

@@ -3,11 +3,11 @@
 Source: QEMU `target/arm/machine.c` (`vmstate_arm_cpu`).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from itertools import compress, pairwise
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 _BE32: Final = Struct(">I")
 _BE64: Final = Struct(">Q")
@@ -43,6 +43,17 @@ def _kept(ids: tuple[int, ...], removed: frozenset[int]) -> tuple[bytes, tuple[b
     return Struct(f">I{len(kept)}Q").pack(len(kept), *kept), keeps
 
 
+class Elsewhere(Protocol):
+    """A register of a vCPU that stands in another section than `cpu`."""
+
+    @property
+    def value(self) -> int:
+        """Its value."""
+
+    def replace(self, value: int) -> None:
+        """Write another value in its place."""
+
+
 class RegisterList:
     """The system registers of one vCPU, as a view of the buffer that holds its `cpu` section; it patches in place.
 
@@ -51,9 +62,10 @@ class RegisterList:
     Attributes:
         vcpu: The vCPU's index, which is the section's instance id.
         ids: The register ids in the order of the wire.
+        elsewhere: Registers of the vCPU that stand in other sections, by id; `get` and assignment reach them, too.
     """
 
-    __slots__ = ("_buffer", "_position_of", "_values", "ids", "vcpu")
+    __slots__ = ("_buffer", "_position_of", "_values", "elsewhere", "ids", "vcpu")
 
     def __init__(self, buffer: bytearray, start: int, vcpu: int) -> None:
         """Look at the list whose count stands at `buffer[start:]`; its ids must strictly ascend, see `index_at`."""
@@ -62,6 +74,7 @@ class RegisterList:
         index = index_at(buffer, first_id, count)
         assert index is not None
         self.vcpu = vcpu
+        self.elsewhere: Mapping[int, Elsewhere] = {}
         self.ids: tuple[int, ...] = index[0]
         self._buffer = buffer
         self._values: int = first_id + 8 * count
@@ -80,12 +93,18 @@ class RegisterList:
     def __setitem__(self, register_id: int, value: int) -> None:
         if not 0 <= value < 1 << 64:
             raise ValueError(f"{value:#x} does not fit into 64 bits")
+        if register_id in self.elsewhere:
+            self.elsewhere[register_id].replace(value)
+            return
         _BE64.pack_into(self._buffer, self._offset(register_id), value)
 
     def get(self, register_id: int) -> int | None:
         """Return the register's value; None when the stream does not hold it."""
         index = self._position_of.get(register_id)
-        return None if index is None else self[register_id]
+        if index is not None:
+            return self[register_id]
+        there = self.elsewhere.get(register_id)
+        return None if there is None else there.value
 
     def items(self) -> Iterator[tuple[int, int]]:
         """Yield (id, value) in the order of the wire."""

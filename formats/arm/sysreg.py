@@ -24,6 +24,7 @@ _SYSREG: Final = 0x6030_0000_0013_0000
 _CCSIDR: Final = 0x6020_0000_0011_0000
 _FIRMWARE: Final = 0x6030_0000_0014_0000
 _FEATURE_BITMAP: Final = 0x6030_0000_0016_0000
+_DEVICE: Final = 0x6020_0000_00FF_0000
 _COPROC_32BIT: Final = 0x4020_0000_0000_0000
 _COPROC_64BIT: Final = 0x4030_0000_0000_0000
 _NON_SECURE: Final = 1 << 29
@@ -200,6 +201,8 @@ def _listed() -> Iterator[tuple[int, str, Kind | None]]:
         plain, kind = _name_and_kind(value)
         for bank, name in _banks(_coproc_id_from_key(key), plain):
             yield bank, name, kind
+    for key, value in sections["device"].items():
+        yield _DEVICE | int(key), value, Kind.STATE
     for key, value in sections["firmware"].items():
         yield _FIRMWARE | int(key), value, Kind.FIRMWARE
     for key, value in sections["feature_bitmap"].items():

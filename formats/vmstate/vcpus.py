@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from formats.vmstate import cpu_section
+from formats.vmstate.interrupts import interrupts_of
 
 if TYPE_CHECKING:
     from formats.arm.register_list import RegisterList
@@ -12,13 +13,14 @@ if TYPE_CHECKING:
 def open_vcpus(state: "DeviceState") -> "list[RegisterList]":
     """Open the registers of every arm64 `cpu` section; other architectures' are passed by.
 
-    The lists are views of `state.held`: what is set in them is changed there.
+    The lists are views of `state.held`: what is set in them is changed there. A vCPU's interface to the interrupt
+    controller is with it where it could be found (`formats.vmstate.interrupts`); what they share is with the first.
 
     Raises:
         UnknownCpuVersionError: An arm64 `cpu` section of a version or layout that is not known.
         MalformedStreamError: One whose register list is broken.
     """
-    return [
+    vcpus = [
         cpu_section.open_registers(
             state.held,
             section.body,
@@ -32,3 +34,9 @@ def open_vcpus(state: "DeviceState") -> "list[RegisterList]":
         if section.name == cpu_section.IDSTR
         and cpu_section.is_arm64(state.held, section.body, section.body_end, section.layout, section.version_id)
     ]
+    if vcpus:
+        interrupts = interrupts_of(state)
+        for registers in vcpus:
+            if registers.vcpu in interrupts:
+                registers.elsewhere = interrupts[registers.vcpu]
+    return vcpus

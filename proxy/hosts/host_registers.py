@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from formats.arm.gic import ICC_CTLR_EL1
+
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
 
@@ -17,6 +19,9 @@ class HostRegisters:
 
     def get(self, register_id: int, /) -> int | None:
         """Return the host's value; None where it belongs to the guest."""
+        interrupts = self.profile.interrupts
+        if register_id == ICC_CTLR_EL1 and interrupts is not None:
+            return interrupts.icc_ctlr
         return self.profile.values.get(register_id)
 
     def items(self) -> Iterator[tuple[int, int | None]]:

@@ -90,11 +90,12 @@ class ScratchVcpu:
 
     Attributes:
         features: What it was created with.
+        vm: The descriptor of its VM.
     """
 
     def __init__(self, vm: int, vcpu: int, features: frozenset[Feature]) -> None:
         self.features = features
-        self._vm = vm
+        self.vm = vm
         self._vcpu = vcpu
 
     def registers(self) -> list[int]:
@@ -156,7 +157,7 @@ class ScratchVcpu:
         masks = array.array("Q", [0] * _ID_SPACE)
         request = struct.pack("=QI52x", masks.buffer_info()[0], 0)
         try:
-            fcntl.ioctl(self._vm, _ARM_GET_REG_WRITABLE_MASKS, request)
+            fcntl.ioctl(self.vm, _ARM_GET_REG_WRITABLE_MASKS, request)
         except OSError:
             return None
         found = {}

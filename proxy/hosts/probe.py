@@ -11,7 +11,9 @@ from typing import TypeAlias
 
 from formats.arm.midr import parse_midr_el1
 from formats.arm.sysreg import MIDR_EL1, describe
+from proxy.hosts.interrupts import HostInterrupts
 from proxy.hosts.kvm import Feature, scratch_vcpu
+from proxy.hosts.kvm_gic import probe_interrupts
 from proxy.hosts.profile import HOST_KINDS, HostProfile, variant_of
 from proxy.hosts.taken import TakenField, measure
 
@@ -40,7 +42,7 @@ def probe_host(features: frozenset[Feature] | None = None, *, measured: bool = T
         KvmError: There is no arm64 KVM here, or it does not have a feature.
     """
     asked: _Asked | None = {} if measured else None
-    base = _probe_kind(features, asked)
+    base = replace(_probe_kind(features, asked), interrupts=_probe_interrupts())
     if features is not None:
         return base
     found = {base.kind: base}
@@ -96,6 +98,11 @@ def _probe_kind(features: frozenset[Feature] | None, asked: "_Asked | None") -> 
             timer_frequency=timer_frequency(),
             taken=taken,
         )
+
+
+def _probe_interrupts() -> HostInterrupts:
+    with scratch_vcpu() as vcpu:
+        return probe_interrupts(vcpu)
 
 
 def timer_frequency() -> int | None:

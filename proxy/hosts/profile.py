@@ -14,6 +14,7 @@ from formats.arm.vcpu_features import Kind as VcpuKind
 from formats.arm.vcpu_features import VcpuFeature, kind_of
 
 if TYPE_CHECKING:
+    from proxy.hosts.interrupts import HostInterrupts
     from proxy.hosts.taken import Taken
 
 HOST_KINDS = (Kind.IDENTIFICATION, Kind.CACHE_ID, Kind.FIRMWARE, Kind.FEATURE_BITMAP)
@@ -63,6 +64,7 @@ class HostProfile:
         taken: What KVM was seen to take beside its own values; None when it was not asked.
         variants: What is other for the other kinds that it knows; None when it cannot say (schema_version 1).
         all_kinds: Whether it knows every kind that the host has.
+        interrupts: Its interrupt controllers; None when they are not known.
     """
 
     description: str
@@ -77,6 +79,7 @@ class HostProfile:
     taken: "Taken | None" = None
     variants: tuple[Variant, ...] | None = ()
     all_kinds: bool = False
+    interrupts: "HostInterrupts | None" = None
 
     @property
     def midr(self) -> int | None:

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from formats.arm.gic import ICC_CTLR_EL1
 from formats.arm.sysreg import describe
 from formats.arm.vcpu_features import named
 from proxy.errors import ConfigError
+from proxy.hosts.interrupts import HostInterrupts
 from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile, Variant, absent_without
 from proxy.hosts.taken import Taken, TakenField, parse_taken
@@ -17,6 +19,8 @@ from proxy.settings.register_names import register_id, register_value
 from proxy.settings.toml_file import Settings, load_toml
 
 T = TypeVar("T")
+
+_SINCE_VERSION_2: Final = ("qemu", "all_kinds", "taken", "interrupts", "only_with", "variants")
 
 
 class _Variant(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,6 +32,15 @@ class _Variant(msgspec.Struct, forbid_unknown_fields=True):
     also_present: list[str] = []
     registers: dict[str, str] = {}
     taken: dict[str, list[str]] = {}
+
+
+class _Interrupts(msgspec.Struct, forbid_unknown_fields=True):
+    """The interrupt controllers."""
+
+    gic_versions: tuple[int, ...]
+    icc_ctlr: str | None = msgspec.field(default=None, name="ICC_CTLR_EL1")
+    icc_ctlr_taken: list[str] = msgspec.field(default_factory=list, name="ICC_CTLR_EL1_taken")
+    its_revisions: tuple[int, ...] | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,6 +60,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     writable: dict[str, str] | None = None
     taken: dict[str, list[str]] | None = None
     also_present: list[str] | None = None
+    interrupts: _Interrupts | None = None
     only_with: dict[str, list[str]] = {}
     variants: list[_Variant] = []
 
@@ -65,7 +79,7 @@ def load_profile(path: Path) -> HostProfile:
             raise ConfigError(f"{settings.where('firmware')}: {describe(register).name} is among the registers, too")
         values[register] = value
     if file.schema_version == 1:
-        newer = [key for key in ("qemu", "all_kinds", "taken", "only_with", "variants") if getattr(file, key)]
+        newer = [key for key in _SINCE_VERSION_2 if getattr(file, key)]
         if newer:
             raise ConfigError(f"{settings.where(newer[0])}: a profile of schema_version 1 has no such key")
     profile = HostProfile(
@@ -81,6 +95,7 @@ def load_profile(path: Path) -> HostProfile:
         taken=None if file.taken is None else _taken(settings, ("taken",), file.taken),
         variants=None if file.schema_version == 1 else (),
         all_kinds=file.all_kinds,
+        interrupts=None if file.interrupts is None else _interrupts(settings, file.interrupts),
     )
     return _with_variants(settings, profile)
 
@@ -137,6 +152,17 @@ def _what_is_wrong(profile: HostProfile, variant: Variant) -> tuple[str, str] | 
     if told != variant.kind:
         return "vcpu_features", f"its registers are those of vCPUs with {named(told)}; is the variant whole?"
     return None
+
+
+def _interrupts(settings: "Settings[_File]", entry: _Interrupts) -> HostInterrupts:
+    value = settings.where("interrupts", "ICC_CTLR_EL1")
+    taken = _taken(settings, ("interrupts",), {"ICC_CTLR_EL1": entry.icc_ctlr_taken})
+    return HostInterrupts(
+        gic_versions=entry.gic_versions,
+        icc_ctlr=None if entry.icc_ctlr is None else register_value(entry.icc_ctlr, value),
+        icc_ctlr_taken=tuple(taken[ICC_CTLR_EL1]),
+        its_revisions=entry.its_revisions,
+    )
 
 
 def _registers(settings: "Settings[_File]", key: "tuple[str | int, ...]", names: list[str]) -> frozenset[int]:

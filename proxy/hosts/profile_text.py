@@ -8,6 +8,7 @@ from formats.arm.sysreg import Kind, describe
 from proxy.hosts.profile import HostProfile, absent_without
 
 if TYPE_CHECKING:
+    from proxy.hosts.interrupts import HostInterrupts
     from proxy.hosts.taken import Taken
 
 SCHEMA_VERSION: Final = 2
@@ -41,7 +42,21 @@ def _lines(profile: HostProfile) -> Iterator[str]:
         yield ""
         yield "# What this host's KVM was seen to take beside its own values, field by field; it takes nothing else."
         yield from _taken("taken", profile.taken)
+    if profile.interrupts is not None:
+        yield from _interrupts(profile.interrupts)
     yield from _variants(profile)
+
+
+def _interrupts(interrupts: "HostInterrupts") -> Iterator[str]:
+    yield ""
+    yield "# The interrupt controllers of guests here; QEMU aborts where KVM does not take what a guest brings of them."
+    yield "[interrupts]"
+    yield f"gic_versions = {list(interrupts.gic_versions)}"
+    if interrupts.icc_ctlr is not None:
+        yield f'ICC_CTLR_EL1 = "{interrupts.icc_ctlr:#x}"'
+        yield from _wrapped("ICC_CTLR_EL1_taken", map(str, interrupts.icc_ctlr_taken))
+    if interrupts.its_revisions is not None:
+        yield f"its_revisions = {list(interrupts.its_revisions)}"
 
 
 def _head(profile: HostProfile) -> Iterator[str]:

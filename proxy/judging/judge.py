@@ -10,6 +10,7 @@ from formats.arm.sysreg import MIDR_EL1
 from formats.arm.vcpu_features import MARKS, VcpuFeature, kind_of, named
 from formats.arm.vcpu_features import Kind as VcpuKind
 from proxy.judging.harmless import harmless
+from proxy.judging.interrupts import refused_interrupts, verdicts_on_interrupts
 from proxy.judging.profile_acceptance import refused_by
 from proxy.judging.register_comparison import Comparison
 from proxy.judging.register_judge import verdicts_of
@@ -66,7 +67,10 @@ class Judge:
         view = self._view_for(registers)
         if view is None:
             return {verdict.register: verdict.rule for verdict in [self._unknown_kind(registers, self.host)]}
-        return self._asked(registers.items(), view.host)
+        refused = self._asked(registers.items(), view.host)
+        return (
+            refused if self.host.interrupts is None else refused | refused_interrupts(self.host.interrupts, registers)
+        )
 
     @property
     def started(self) -> "StartedQemu | None":
@@ -131,6 +135,12 @@ class Judge:
         view = self._view_for(registers)
         if view is None:
             return [self._unknown_kind(registers, self.host)]
+        verdicts = self._judged(registers, view)
+        if self.host.interrupts is not None:
+            verdicts += verdicts_on_interrupts(self.policy, registers, self.host.interrupts)
+        return verdicts
+
+    def _judged(self, registers: Registers, view: _View) -> list[Verdict]:
         host = view.host
         if self.trial is None:
             # A profile only has words for those that differ from its own.

@@ -76,7 +76,7 @@ def _refusal(host: "HostProfile", register: int, value: int, own: int) -> str | 
         case Kind.IDENTIFICATION if register == _CLIDR:
             return None if _takes_clidr(host, value) else _not_in_place_of(own)
         case Kind.IDENTIFICATION:
-            return _changes(refused_fields(register, value, own, (host.writable or {}).get(register, 0)), value, own)
+            return changes_of(refused_fields(register, value, own, (host.writable or {}).get(register, 0)), value, own)
         case _:
             return None
 
@@ -94,10 +94,11 @@ def _refused_when_asked(host: "HostProfile", taken: "Taken", register: int, valu
             missing = sum(field.mask for field in fields)
             return f"the destination does not offer the hypercalls of bits {missing:#x}"
         case _:
-            return _changes(fields, value, own)
+            return changes_of(fields, value, own)
 
 
-def _changes(fields: "Iterable[IdField]", value: int, own: int) -> str | None:
+def changes_of(fields: "Iterable[IdField]", value: int, own: int) -> str | None:
+    """Write what would become of fields: `CSV2 1 -> 0, CSV3 1 -> 0`; None if there are none."""
     return ", ".join(f"{field.name} {field.value(value)} -> {field.value(own)}" for field in fields) or None
 
 

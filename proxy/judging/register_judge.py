@@ -50,7 +50,7 @@ def verdicts_of(
                 rule = _OWN if own == value else _NO_WAY
                 yield Verdict(registers.vcpu, register, Action.REFUSE, value, own, rule, why)
         else:
-            verdict = with_losses(policy, _difference(policy, registers.vcpu, register, value, own, why))
+            verdict = with_losses(policy, difference(policy, registers.vcpu, register, value, own, why))
             yield with_errata(policy, verdict) if register == MIDR_EL1 else verdict
 
 
@@ -105,8 +105,17 @@ def _missing(policy: Policy, registers: Registers, register: int, value: int | N
     )
 
 
-def _difference(policy: Policy, vcpu: int, register: int, old: int, new: int, why: str | None) -> Verdict:
-    """Judge a register that the destination has with another value; `why` it does not take it, if it does not."""
+def difference(policy: Policy, vcpu: int, register: int, old: int, new: int, why: str | None) -> Verdict:
+    """Judge a register that the destination has with another value.
+
+    Args:
+        policy: What the operator vouches for.
+        vcpu: The vCPU's index.
+        register: The register.
+        old: The source's value.
+        new: The destination's.
+        why: Why the destination does not take it; None if it does.
+    """
 
     def verdict(action: Action, rule: str) -> Verdict:
         return Verdict(vcpu, register, action, old, new, rule, why or "")

@@ -57,6 +57,7 @@ def test_the_json() -> None:
         "would_change": [],
         "lost_features": [],
         "unguarded_errata": [],
+        "not_looked_at": [],
     }
     assert "\n" not in report.as_json()
 
