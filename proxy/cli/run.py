@@ -1,6 +1,7 @@
 """`vmstate-proxy run`."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,7 @@ from proxy.stop_signals import held_back
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.judging.judge import Judge
     from proxy.judging.verdict import Registers
     from proxy.net.binding import Bound
     from proxy.net.transparent import Redirection
@@ -64,6 +66,12 @@ if TYPE_CHECKING:
     help="What the guests of the source look like: its host profile, or the stream of such a guest. What would be "
     "refused in postcopy is then refused when postcopy is announced, and not when the guest has stopped.",
 )
+@click.option(
+    "--destination-qmp",
+    metavar="SOCKET",
+    help="A QMP socket of the destination's QEMU, a path or HOST:PORT, to ask what its -cpu turns off; for --kvm. "
+    "Without, the process that listens at the dialled port is looked at, where it is on this host.",
+)
 @tls_options
 @judge_options
 def command(
@@ -78,6 +86,7 @@ def command(
     allow_no_return_path: bool,
     vmdesc_wait: float,
     source: str | None,
+    destination_qmp: str | None,
     tls: TlsOptions,
     options: JudgeOptions,
 ) -> None:
@@ -114,6 +123,7 @@ def command(
     for option in ("ports", "mark"):
         if not transparent and given(option) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{option} belongs to --transparent")
+    judge = options.judge if destination_qmp is None else _asking_by_qmp(options.judge, destination_qmp)
     addresses = [parse_address(text) for text in listen]
     destination = None if connect is None else parse_address(connect)
     vcpus = () if source is None else _read_source(source)
@@ -130,7 +140,7 @@ def command(
 
         config = SessionConfig(
             route=Route(onward, tls.client),
-            judge=options.judge,
+            judge=judge,
             allow_no_return_path=allow_no_return_path,
             device_state_limit=options.device_state_limit,
             vmdesc_wait=vmdesc_wait,
@@ -146,6 +156,14 @@ def _redirection(ports: PortRange, mark: int, bounds: "Sequence[Bound]") -> "Red
     redirection = Redirection(ports, mark)
     redirection.prepare(bounds)
     return redirection
+
+
+def _asking_by_qmp(judge: "Judge", socket: str) -> "Judge":
+    if judge.trial is None:
+        raise click.UsageError("--destination-qmp belongs to --kvm, which asks this host")
+    from proxy.judging.kernel_trial import KernelTrial
+
+    return replace(judge, trial=KernelTrial(socket))
 
 
 def _read_source(name: str) -> "Sequence[Registers]":

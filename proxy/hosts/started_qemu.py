@@ -33,17 +33,17 @@ class StartedQemu:
     """A QEMU that waits for a migration.
 
     Attributes:
-        pid: Its process.
+        where: What was looked at: its process, or its QMP socket.
         cpu: Its option `-cpu`.
         off: The features that it turns off.
     """
 
-    pid: int
+    where: str
     cpu: str
     off: Kind
 
     def __str__(self) -> str:
-        return f"process {self.pid}, -cpu {self.cpu}"
+        return f"{self.where}, -cpu {self.cpu}"
 
 
 def has_property(qemu: str | None, name: str) -> bool:
@@ -97,7 +97,7 @@ def parse_command(pid: int, words: list[str]) -> StartedQemu | None:
             off |= CPU_PROPERTIES.get(name, frozenset())
         else:
             off -= CPU_PROPERTIES.get(name, frozenset())
-    return StartedQemu(pid, cpu, off)
+    return StartedQemu(f"process {pid}", cpu, off)
 
 
 def _is_own(host: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.hosts.kvm import Feature, ScratchVcpu, scratch_vcpu
+from proxy.hosts.qmp import ask_qmp
 from proxy.hosts.started_qemu import look_at
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
 from proxy.judging.qemu_tolerance import tolerated
@@ -38,21 +39,27 @@ class KernelTrial(Trial):
     needed; a register and a value that several vCPUs have in common are tried once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, qmp: str | None = None) -> None:
+        """Make one; `qmp` is where the destination's QEMU can be asked, see `proxy.hosts.qmp`."""
+        self._qmp = qmp
         self._opened = ExitStack()
         self._scratch: dict[frozenset[Feature], _Scratch] = {}
 
     def fresh(self) -> "KernelTrial":
         """Return one for another migration."""
-        return KernelTrial()
+        return KernelTrial(self._qmp)
 
     def open(self, host: "HostProfile", address: tuple[str, int] | None = None) -> None:
         """Make a scratch VM for each kind of vCPU that the host has, and look at who listens at an address.
 
         Raises:
             KvmError: There is no arm64 KVM here, or it does not have a feature.
+            QmpError: The destination's QEMU cannot be asked.
         """
-        self.started = None if address is None else look_at(*address)
+        if self._qmp is not None:
+            self.started = ask_qmp(self._qmp)
+        else:
+            self.started = None if address is None else look_at(*address)
         for names in (host.vcpu_features, *(variant.vcpu_features for variant in host.variants or ())):
             self._of(names or ())
 

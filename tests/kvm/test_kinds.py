@@ -187,18 +187,24 @@ async def test_one_proxy_serves_guests_of_three_kinds(lab: Lab) -> None:
         assert [change["register"] for change in report["changes"]] == ["MIDR_EL1"]
 
 
-async def test_a_destination_that_was_started_otherwise_is_refused_at_the_first_byte(lab: Lab) -> None:
+@pytest.mark.parametrize("looks", ["at its process", "by QMP"])
+async def test_a_destination_that_was_started_otherwise_is_refused_at_the_first_byte(lab: Lab, looks: str) -> None:
     """The proxy looks at the QEMU that it dials, and knows what the source's guests look like."""
+    by_qmp, monitor = (
+        (("--destination-qmp", "/tmp/asked.qmp"), ("-qmp", "unix:/tmp/asked.qmp,server=on,wait=off"))
+        if looks == "by QMP"
+        else ((), ())
+    )
     there = await lab.host(suite="trixie", cpu=V1)
     here = await lab.host(suite="trixie", cpu=f"{V1},midr=0x411fd401")
     await there.put("/tmp/source.toml", (await vmstate_proxy_in(here, "host", "probe", "-o", "-")).output)
     async with (
         here.guest(name="source", image=counter_guest(touch_pages=2000)) as source,
-        there.guest(name="destination", cpu="host,pmu=off", incoming="tcp:127.0.0.1:0") as destination,
+        there.guest(name="destination", cpu="host,pmu=off", incoming="tcp:127.0.0.1:0", extra=monitor) as destination,
     ):
         await destination.incoming_port()
         [address] = (await destination.qmp("query-migrate"))["socket-address"]
-        options = ("--kvm", "--source", "/tmp/source.toml", "--allow-midr", "0x411fd401", "--once")
+        options = ("--kvm", "--source", "/tmp/source.toml", "--allow-midr", "0x411fd401", "--once", *by_qmp)
         async with running_proxy_in(there, f"tcp:127.0.0.1:{address['port']}", *options, inside=True) as proxy:
             await source.wait_counter_moves()
             # So slow that it cannot have sent all before it hears of the refusal.
