@@ -193,6 +193,11 @@ def _conclusion(answer: Answer) -> str:
     if answer.direct is False:
         return f"The guest can go through the proxy, with {changes}; directly it is refused."
     unneeded = f"; through the proxy it goes with {changes} all the same" if changes else ""
+    if answer.assumed:
+        return (
+            "It is not known whether the destination takes the guest as it is: its profile does not tell which values "
+            f"its KVM takes ('host probe', or 'host learn --kernel', does); through the proxy it goes with {changes}."
+        )
     if answer.direct is None:
         return f"Nothing that is known of the destination speaks against the guest{unneeded}."
     return f"The destination takes the guest as it is; no register has to be swapped{unneeded}."

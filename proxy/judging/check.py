@@ -10,6 +10,7 @@ from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.advice import would_go
 from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
 from proxy.judging.judge import Judge
+from proxy.judging.profile_acceptance import is_assumed
 from proxy.judging.start_flags import Start, start_for
 from proxy.judging.verdict import Action, Registers, Verdict, verdict_as_dict
 
@@ -30,8 +31,8 @@ class Answer:
         same: The registers that are equal on both sides, in every vCPU, by id.
         kinds: The kinds of the guest's vCPUs.
         start: How the destination's QEMU has to be started for it; None where that is not known.
-        direct: Whether the destination takes the guest without the proxy; None where that is not known, as nothing that
-            is known of the destination speaks against it.
+        direct: Whether the destination takes the guest without the proxy; None where that is not known.
+        assumed: Whether that is not known because its profile does not tell which values its KVM takes.
         lost: The features of which the destination has less than the guest was told.
         differences: In what else the hosts differ.
         errata: How the processors' errata differ.
@@ -48,6 +49,7 @@ class Answer:
     differences: tuple[str, ...]
     errata: Errata
     helped: bool = False
+    assumed: bool = False
 
     @property
     def judged(self) -> bool:
@@ -121,6 +123,7 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
         for register, value in registers.items()
         if value is not None and own.values.get(register) == value and register not in judged
     }
+    direct, assumed = _direct(judge, vcpus)
     midr = next((registers.get(MIDR_EL1) for registers in vcpus), None)
     profile = next((registers.profile for registers in vcpus if isinstance(registers, HostRegisters)), None)
     kinds = tuple(dict.fromkeys(kind_of(registers) for registers in vcpus))
@@ -130,18 +133,24 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
         same=tuple(sorted(equal)),
         kinds=kinds,
         start=start_for(judge.host, kinds),
-        direct=_direct(judge, vcpus),
+        direct=direct,
         lost=tuple(lost_features(verdicts)),
         differences=() if profile is None else tuple(host_differences(profile, judge.host)),
         errata=compare_errata(midr, judge.host.midr),
         helped=any(verdict.action is Action.REFUSE for verdict in verdicts) and would_go(judge, vcpus, verdicts),
+        assumed=assumed,
     )
 
 
-def _direct(judge: Judge, vcpus: Sequence[Registers]) -> bool | None:
-    if any(judge.refused(registers) for registers in vcpus):
-        return False
-    return None if judge.host is None or judge.host.others is None else True
+def _direct(judge: Judge, vcpus: Sequence[Registers]) -> tuple[bool | None, bool]:
+    """Return what `Answer.direct` and `Answer.assumed` say."""
+    assert judge.host is not None
+    refused = frozenset[int]().union(*(judge.refused(registers) for registers in vcpus))
+    if not refused:
+        return (None if judge.host.others is None else True), False
+    if judge.trial is None and all(is_assumed(judge.host, register) for register in refused):
+        return None, True
+    return False, False
 
 
 def _erratum(erratum: "Erratum", errata: Errata) -> dict[str, Any]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NO_SUCH_REGISTER: Final = "the destination has no such register"
 
+_FIXED: Final = frozenset(map(parse_register, ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")))
+"""By every kernel, for a QEMU that does not ask for KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, as none up to 11.1 does."""
 _CLIDR: Final = parse_register("CLIDR_EL1")
 _CTR: Final = parse_register("CTR_EL0")
 _FIRST_CCSIDR: Final = parse_register("CCSIDR_EL1[0]")
@@ -60,6 +62,13 @@ def refused_by(host: "HostProfile", registers: Iterable[tuple[int, int | None]])
         if why is not None:
             refused[register] = why
     return refused
+
+
+def is_assumed(host: "HostProfile", register: int) -> bool:
+    """Whether a register is only taken to be fixed: the profile has neither the kernel's answers nor its version."""
+    if host.taken is not None or host.writable is not None or host.kernel is not None or host.lacks(register):
+        return False
+    return describe(register).invariant and register not in _FIXED
 
 
 def _refusal(host: "HostProfile", register: int, value: int, own: int) -> str | None:

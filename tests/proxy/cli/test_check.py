@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -128,14 +129,19 @@ def test_a_guest_that_may_go_as_it_is(run: Callable[..., Result], tmp_path: Path
     result = run("check", CAPTURES / f"{OLDER}.xz", "--host", older)
     assert (result.code, result.err) == (0, "")
     assert result.out == b"The destination takes the guest as it is; no register has to be swapped.\n"
-    (tmp_path / "newer.toml").write_text(write_profile(profile(NEWER)))
-    result = run(
-        "check", CAPTURES / f"{OLDER}.xz", "--host", tmp_path / "newer.toml", "--allow-register", NEWER_SWAPPED[3]
-    )
-    assert result.code == 0
-    assert set(named(result, "accepted")) >= {"CCSIDR_EL1[0]", "CLIDR_EL1"}
-    assert named(result, "swapped") == ["ID_AA64DFR0_EL1"]
-    assert "with 1 register swapped; directly it is refused" in answer(result)
+    for kernel, says in (
+        ("Linux 6.1.0", "The guest can go through the proxy, with 1 register swapped; directly it is refused."),
+        (None, "It is not known whether the destination takes the guest as it is: "),
+    ):
+        (tmp_path / "newer.toml").write_text(write_profile(replace(profile(NEWER), kernel=kernel)))
+        checking = ("check", CAPTURES / f"{OLDER}.xz", "--host", tmp_path / "newer.toml")
+        result = run(*checking, "--allow-register", NEWER_SWAPPED[3])
+        assert result.code == 0
+        assert set(named(result, "accepted")) >= {"CCSIDR_EL1[0]", "CLIDR_EL1"}
+        assert named(result, "swapped") == ["ID_AA64DFR0_EL1"]
+        assert answer(result).startswith(says)
+        as_json = json.loads(run(*checking, "--json").out)
+        assert as_json["direct"] is (None if kernel is None else False)
 
 
 def test_check_says_what_blind_would_change_without_need(
