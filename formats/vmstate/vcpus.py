@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from formats.arm.vcpu_features import FeatureEvidence, features_of
 from formats.vmstate import cpu_section
+from formats.vmstate.fields import decode_section
 from formats.vmstate.interrupts import interrupts_of
 
 if TYPE_CHECKING:
@@ -40,3 +42,14 @@ def open_vcpus(state: "DeviceState") -> "list[RegisterList]":
             if registers.vcpu in interrupts:
                 registers.elsewhere = interrupts[registers.vcpu]
     return vcpus
+
+
+def evidence_of(state: "DeviceState", registers: "RegisterList") -> list[FeatureEvidence]:
+    """Tell the features of one of a device state's vCPUs, each with what tells it: registers, subsections, PSTATE."""
+    section = next(one for one in state.sections if one.name == cpu_section.IDSTR and one.instance_id == registers.vcpu)
+    fields = list(decode_section(state.held, section))
+    # Of an arm64 vCPU in AArch64 state, QEMU puts PSTATE there (`target/arm/machine.c`, `put_cpsr`).
+    cpsr = next((field.value for field in fields if field.path[-1] == "cpsr"), None)
+    pstate = int.from_bytes(cpsr, "big") if isinstance(cpsr, bytes) else cpsr
+    subsections = [field.path[-1] for field in fields if field.type == "subsection"]
+    return features_of(registers, subsections, pstate if isinstance(pstate, int) else None)

@@ -9,6 +9,7 @@ import click
 
 from formats.arm.register_list import RegisterList
 from formats.arm.sysreg import describe, format_id
+from formats.arm.vcpu_features import FeatureEvidence
 from formats.errors import FormatError
 from formats.frame.records import CommandType
 from formats.stream.events import (
@@ -23,7 +24,7 @@ from formats.stream.events import (
 )
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, Value, decode_section
-from formats.vmstate.vcpus import open_vcpus
+from formats.vmstate.vcpus import evidence_of, open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lines import echo, first_of
@@ -112,6 +113,7 @@ class _Contents:
     length: int = 0
     sections: list[_Section] = field(default_factory=list)
     vcpus: list[RegisterList] = field(default_factory=list)
+    features: list[list[FeatureEvidence]] = field(default_factory=list)
     decoded: list[tuple[_Section, list[DecodedField]]] = field(default_factory=list)
 
     def add(self, event: AnyEvent) -> None:
@@ -160,7 +162,9 @@ class _Contents:
             self.sections.append(found)
             if self.wanted is not None and fnmatchcase(section.name, self.wanted):
                 self.decoded.append((found, list(decode_section(state.held, section))))
-        self.vcpus += open_vcpus(state)
+        vcpus = open_vcpus(state)
+        self.vcpus += vcpus
+        self.features += [evidence_of(state, registers) for registers in vcpus]
 
     def not_decoded(self, source: str, wanted: str) -> str:
         """Say why there is nothing to decode: such a section is iterable, or there is none."""
@@ -194,12 +198,13 @@ class _Contents:
             "vcpus": [
                 {
                     "index": registers.vcpu,
+                    "features": [asdict(one) for one in features],
                     "registers": [
                         {"id": format_id(register), "name": describe(register).name, "value": f"{value:#x}"}
                         for register, value in registers.items()
                     ],
                 }
-                for registers in self.vcpus
+                for registers, features in zip(self.vcpus, self.features, strict=True)
             ],
         }
 
@@ -218,14 +223,18 @@ def _show(contents: _Contents, all_registers: bool) -> None:
             f"{section.offset:#12x} {section.length:12} {section.type:5} {section.id:4} {section.instance:8} "
             f"{section.version:7}  {section.name}"
         )
-    for registers in contents.vcpus:
+    for registers, features in zip(contents.vcpus, contents.features, strict=True):
         shown = [
             (describe(register), value)
             for register, value in registers.items()
             if all_registers or describe(register).invariant
         ]
+        click.echo("")
+        for one in features:
+            word = {True: "has", False: "lacks", None: "may have"}[one.present]
+            echo(f"vCPU {registers.vcpu} {word} {one.feature}: {one.evidence}", indent=4)
         which = "all its" if all_registers else "its invariant"
-        click.echo(f"\nvCPU {registers.vcpu}: {which} registers, {len(shown)} of {len(registers)}")
+        click.echo(f"vCPU {registers.vcpu}: {which} registers, {len(shown)} of {len(registers)}")
         for register, value in shown:
             click.echo(f"  {format_id(register.id)}  {register.name:28} {value:#x}")
 

@@ -54,7 +54,12 @@ def test_inspect_json(run: Callable[..., Result], name: str) -> None:
     count = next(int(one.vcpus) for one in read_manifest() if one.name == name)
     assert [vcpu["index"] for vcpu in found["vcpus"]] == list(range(count))
     for vcpu in found["vcpus"]:
-        assert vcpu.keys() == {"index", "registers"}
+        assert vcpu.keys() == {"index", "features", "registers"}
+        told = {one["feature"]: one for one in vcpu["features"]}
+        assert told["EL1_32BIT"]["evidence"] == "the processor is in AArch64 state (PSTATE 0x400003c5)"
+        assert told["PMU_V3"]["present"]
+        assert told["PMU_V3"]["evidence"].startswith("PMCR_EL0 is among its registers, ID_AA64DFR0_EL1.PMUVer is ")
+        assert not told["SVE"]["present"]
         for register in vcpu["registers"]:
             assert register.keys() == {"id", "name", "value"}
             assert re.fullmatch(r"0x[0-9a-f]{16}", register["id"])
