@@ -317,19 +317,15 @@ class Rewriter:
                 f"offset {state.offset:#x}, section device state: there is no vmdesc, and the policy's require.vmdesc "
                 f"wants one; {advice}"
             )
-        judged = judge_state(self._judge, state)
-        self.report.vcpus += len(judged.vcpus)
-        self.report.kinds, self.report.start, self.report.not_looked_at = (
-            judged.kinds,
-            judged.start,
-            judged.not_looked_at,
-        )
+        report, judged = self.report, judge_state(self._judge, state)
+        report.vcpus += len(judged.vcpus)
+        report.kinds, report.start, report.not_looked_at = judged.kinds, judged.start, judged.not_looked_at
         if judged.refusal is not None:
             self._refuse(judged.refusal)
         if self._observing:
-            self.report.would_change += judged.changes
+            report.would_change += judged.changes
             return state.raw
-        self.report.changes += judged.changes
+        report.changes += judged.changes
         changed = judged.changed(self._left)
         if state.packaged:
             # The command that announced the package is passed on together with it.

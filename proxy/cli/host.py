@@ -122,7 +122,7 @@ def probe(*, output: str | None, script: bool, qemu: str | None, vcpu_features: 
             raise click.UsageError(
                 "--script only prints the script; give --qemu to it where it runs: python3 probe.py -h"
             )
-        from proxy.hosts.script import probe_script
+        from proxy.hosts.script.assembly import probe_script
 
         click.echo(probe_script(), nl=False)
         return

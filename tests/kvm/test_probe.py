@@ -12,7 +12,7 @@ from formats.arm.id_fields import differing
 from formats.arm.sysreg import parse_register
 from formats.arm.vcpu_features import VcpuFeature
 from proxy.hosts.profile_file import load_profile
-from proxy.hosts.script import probe_script
+from proxy.hosts.script.assembly import probe_script
 from tests.kvm.helpers import learn
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy

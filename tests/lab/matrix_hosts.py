@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.hosts.script import probe_script
+from proxy.hosts.script.assembly import probe_script
 from tests.lab import kernel_answers
 from tests.lab.cache import cache_folder
 from tests.lab.host_proxy import run_python_in, vmstate_proxy_in

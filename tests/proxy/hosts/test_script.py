@@ -9,7 +9,7 @@ import sys
 
 import vermin
 
-from proxy.hosts.script import probe_script
+from proxy.hosts.script.assembly import probe_script
 from tests.proxy.helpers import ROOT
 
 SCRIPT = probe_script()

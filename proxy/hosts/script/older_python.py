@@ -1,6 +1,6 @@
 """Modules of this project for a Python as old as 3.6: what newer ones brought is written out, type hints are left out.
 
-It knows what the modules need that `proxy.hosts.script` takes, and no more; a test has the result checked.
+It knows what the modules need that `proxy.hosts.script.assembly` takes, and no more; a test has the result checked.
 """
 
 import ast

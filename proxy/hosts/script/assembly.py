@@ -11,9 +11,9 @@ from typing import Final
 
 import proxy
 from formats.tables import read_table
-from proxy.hosts.older_python import SHIM, lowered
+from proxy.hosts.script.older_python import SHIM, lowered
 
-_ENTRY: Final = "proxy.hosts.probe_here"
+_ENTRY: Final = "proxy.hosts.script.entry"
 _TABLES: Final = "formats.tables"
 
 _HEAD: Final = '''\

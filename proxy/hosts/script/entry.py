@@ -1,4 +1,4 @@
-"""The probe's own command line, where it runs as a script: see `proxy.hosts.script`."""
+"""The probe's own command line, where it runs as a script: see `proxy.hosts.script.assembly`."""
 
 import argparse
 import sys
