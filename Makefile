@@ -21,7 +21,7 @@ demo: $(READY) ## show the main job on real arm64 KVM: a guest that is refused m
 lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite bookworm --cpu cortex-a72" chooses
 	$(BIN)/python -m tests.lab.shell $(LAB)
 
-matrix: $(READY) ## move guests between every two of 14 lab hosts, and compare with what was predicted (hours; goes on where it was stopped; LAB="--survey" moves none)
+matrix: $(READY) ## move guests between every two of 14 lab hosts, and compare with what was predicted (an hour; goes on where it was stopped; LAB="--survey" moves none)
 	$(BIN)/python -m tests.lab.matrix $(LAB)
 
 capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--again multifd" does a part

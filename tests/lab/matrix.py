@@ -1,7 +1,7 @@
 """Every ordered pair of lab hosts, with guests of every kind: what `check` predicts, and what happens.
 
 `make matrix` surveys the hosts into captures/hosts/ (see `tests.lab.matrix_hosts`), then moves a running guest between
-every two, directly and through the proxy, and writes docs/matrix.md. It takes hours, and can be stopped at any time:
+every two, directly and through the proxy, and writes docs/matrix.md. It takes an hour, and can be stopped at any time:
 what it found so far stays in the lab's cache, and the next run goes on from there.
 """
 
