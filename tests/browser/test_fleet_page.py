@@ -16,7 +16,7 @@ from proxy.fleet.matrix import judge_fleet
 from proxy.fleet.page import render
 from proxy.hosts.profile_file import load_profile
 from proxy.policy.policy import Policy
-from tests.captures import CAPTURES
+from tests.proxy.fleet.test_matrix import FILES
 from tests.proxy.helpers import EVERYTHING, pairing, rules
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the lab's hosts, of which one has a description that wants to be more than text."""
     hosts: list[FleetHost] = []
-    for path in sorted((CAPTURES / "hosts").glob("*.toml")):
+    for path in FILES:
         profile = load_profile(path)
         hosts.append(FleetHost(path.stem, replace(profile, description=HOSTILE) if not hosts else profile))
     invariant = {
