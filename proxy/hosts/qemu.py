@@ -1,4 +1,4 @@
-"""Which QEMU this host has: some take what others refuse, see `proxy.judging.qemu_tolerance`."""
+"""Which QEMU this host has: some take what others refuse, see `proxy.hosts.qemu_tolerance`."""
 
 import re
 import shutil

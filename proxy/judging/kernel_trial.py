@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.hosts.kvm import Feature, ScratchVcpu, scratch_vcpu
+from proxy.hosts.qemu_tolerance import tolerated
 from proxy.hosts.qmp import ask_qmp
 from proxy.hosts.started_qemu import look_at
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
-from proxy.judging.qemu_tolerance import tolerated
 from proxy.judging.trial import Trial
 
 if TYPE_CHECKING:

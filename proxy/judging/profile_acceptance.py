@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from formats.arm.id_fields import refused_fields
 from formats.arm.sysreg import Kind, describe, parse_register
+from proxy.hosts.qemu_tolerance import tolerated
 from proxy.hosts.taken import refused_parts
-from proxy.judging.qemu_tolerance import tolerated
 
 if TYPE_CHECKING:
     from formats.arm.id_fields import IdField
