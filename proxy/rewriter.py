@@ -262,10 +262,10 @@ class Rewriter:
         return event.raw
 
     def _check_source(self, offset: int) -> None:
-        """Refuse at once what is known ahead of the source and the destination's QEMU was not started for."""
-        unlike = next(filter(None, map(self._judge.unlike, self._source)), None)
-        if unlike is not None:
-            self._refuse(f"offset {offset:#x}: by what is known of the source, {in_one_line([unlike], helped=False)}")
+        """Refuse at once what is known ahead of the source, and the destination or its QEMU was not started for."""
+        refused = next(filter(None, map(self._judge.ahead, self._source)), None)
+        if refused is not None:
+            self._refuse(f"offset {offset:#x}: by what is known of the source, {in_one_line([refused], helped=True)}")
 
     def _check_what_is_required(self, event: AnyEvent) -> None:
         """Refuse, before the first section passes, a stream that does not bring what the policy wants."""

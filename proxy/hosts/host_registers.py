@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from formats.arm.gic import ICC_CTLR_EL1
+from formats.arm.sysreg import parse_register
 
 if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
+
+_CNTFRQ_EL0: Final = parse_register("CNTFRQ_EL0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class HostRegisters:
         interrupts = self.profile.interrupts
         if register_id == ICC_CTLR_EL1 and interrupts is not None:
             return interrupts.icc_ctlr
+        if register_id == _CNTFRQ_EL0:
+            return self.profile.timer_frequency
         return self.profile.values.get(register_id)
 
     def items(self) -> Iterator[tuple[int, int | None]]:

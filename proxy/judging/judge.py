@@ -15,6 +15,7 @@ from proxy.judging.profile_acceptance import refused_by
 from proxy.judging.register_comparison import Comparison
 from proxy.judging.register_judge import verdicts_of
 from proxy.judging.start_flags import qemu_cpu, turned_off
+from proxy.judging.timer import verdict_on_timer
 from proxy.judging.verdict import Action, Registers, Verdict
 from proxy.policy.policy import Policy
 
@@ -92,6 +93,14 @@ class Judge:
             advice=f"start it with {qemu_cpu(turned_off(offered, kind_of(registers)))}",
         )
 
+    def ahead(self, registers: Registers) -> Verdict | None:
+        """Refuse a guest for what can be known of its source before its stream shows it; None for nothing."""
+        unlike = self.unlike(registers)
+        if unlike is not None or self.host is None:
+            return unlike
+        timer = verdict_on_timer(self.policy, registers, self.host)
+        return timer if timer is not None and timer.action is Action.REFUSE else None
+
     def fresh(self) -> "Judge":
         """Return a judge for one migration; one that asks the kernel has scratch VMs of its own, to be closed."""
         if self.trial is None:
@@ -138,6 +147,8 @@ class Judge:
         verdicts = self._judged(registers, view)
         if self.host.interrupts is not None:
             verdicts += verdicts_on_interrupts(self.policy, registers, self.host.interrupts)
+        if (timer := verdict_on_timer(self.policy, registers, self.host)) is not None:
+            verdicts.append(timer)
         return verdicts
 
     def _judged(self, registers: Registers, view: _View) -> list[Verdict]:

@@ -1,14 +1,18 @@
 """What the operator lets a guest lose, and meet: features that the destination has less of, and errata."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from formats.arm.id_fields import fields_of
-from formats.arm.sysreg import describe
+from formats.arm.sysreg import describe, parse_register
 from proxy.errors import ConfigError
 from proxy.settings.register_names import invariant_register, suggested
 
 ANY = "any"
 """In place of a list: whatever it is."""
+CNTFRQ_EL0: Final = parse_register("CNTFRQ_EL0")
+FREQUENCY: Final = "Frequency"
+"""The field of CNTFRQ_EL0; that it is another can be accepted as a loss is, though nothing can swap it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def parse_losses(texts: list[str], where: str) -> frozenset[tuple[int, str]] | N
         name, dot, field = text.partition(".")
         if not dot:
             raise ConfigError(f"{where}: {text!r} names no field; write it as ID_AA64DFR0_EL1.DebugVer")
-        register = invariant_register(name, where)
+        register = CNTFRQ_EL0 if name.upper() == "CNTFRQ_EL0" else invariant_register(name, where)
         names = [known.name for known in fields_of(register)]
         if field not in names:
             raise ConfigError(f"{where}: {describe(register).name} has no field {field!r}{suggested(field, names)}")
