@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def complete_file(name: str) -> "Iterator[IO[bytes]]":
+def complete_file(name: str, mode: int | None = None) -> "Iterator[IO[bytes]]":
     """Open a file that takes its name only when the block ends without an error.
 
     Standard output, as `-`, and what is no regular file are written as it goes.
+
+    Args:
+        name: The file.
+        mode: Who may read and write it; None for what the umask leaves.
 
     Raises:
         ConfigError: It cannot be created.
@@ -42,7 +46,7 @@ def complete_file(name: str) -> "Iterator[IO[bytes]]":
             with file:
                 yield file
                 if temporary is not None:
-                    os.fchmod(file.fileno(), 0o666 & ~_umask())
+                    os.fchmod(file.fileno(), 0o666 & ~_umask() if mode is None else mode)
             if temporary is not None:
                 os.replace(temporary, path)
     finally:

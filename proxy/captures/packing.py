@@ -64,18 +64,19 @@ class _ZstdFile:
 
 
 @contextmanager
-def packing_file(name: str, envelope: Envelope | None = None) -> "Iterator[IO[bytes]]":
+def packing_file(name: str, mode: int, envelope: Envelope | None = None) -> "Iterator[IO[bytes]]":
     """Open a file for a stream; it takes its name only when the block ends without an error.
 
     Args:
         name: The file; .xz, .gz, .bz2 and .zst say how it is packed. `-` is standard output.
+        mode: Who may read and write it.
         envelope: What stands before the stream, and says how it is packed instead; None for a plain capture.
 
     Raises:
         ConfigError: It cannot be created.
         ProxyError: It cannot be written.
     """
-    with complete_file(name) as file:
+    with complete_file(name, mode) as file:
         if envelope is not None:
             file.write(envelope.head)
             packing = envelope.packing

@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from typing import TYPE_CHECKING
+import stat
+from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
 from proxy.captures.complete_file import complete_file
@@ -15,6 +16,9 @@ from proxy.captures.sparse_copy import copy_sparse
 from proxy.captures.stream_files import StreamFile, file_and_offset, note_of
 from proxy.errors import ConfigError, ProxyError
 from proxy.stdio import STDIO
+
+OWNERS_ALONE: Final = 0o600
+"""The mode of a file with a guest's memory, where nobody said another."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,11 +41,11 @@ def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: 
     elif stream.start is not None and _is_plain(target, stream.envelope):
         if holds_mapped_ram(stream):
             patch = _judged(stream, rewriter, progress)
-            with complete_file(target) as file:
+            with complete_file(target, mode_of(stream)) as file:
                 copy_sparse(stream.fileno(), file.fileno())
                 patch.write(file.fileno())
             return
-        with complete_file(target) as file:
+        with complete_file(target, mode_of(stream)) as file:
             if stream.envelope is not None:
                 write_at(file.fileno(), 0, stream.envelope.head)
             elif stream.start:
@@ -51,8 +55,17 @@ def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: 
     elif stream.start and stream.envelope is None:
         raise ConfigError(f"{target}: OUT has to be a plain file, to have the same bytes before the stream")
     else:
-        with packing_file(target, stream.envelope) as sink:
+        with packing_file(target, mode_of(stream), stream.envelope) as sink:
             rewrite(stream, sink, rewriter, progress)
+
+
+def mode_of(stream: StreamFile) -> int:
+    """Return who may read and write a copy of a stream, which holds a guest's memory: who may the stream's own file."""
+    try:
+        seen = os.fstat(stream.fileno())
+    except OSError:
+        return OWNERS_ALONE
+    return stat.S_IMODE(seen.st_mode) & 0o666 if stat.S_ISREG(seen.st_mode) else OWNERS_ALONE
 
 
 def _is_plain(target: str, envelope: Envelope | None) -> bool:

@@ -65,6 +65,8 @@ def main() -> None:
     """Run the command line; errors become one line on standard error and an exit code."""
     # As an exception, so that half-written files are removed; `run` has its own way to end while it runs.
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _stop)  # as nohup leaves it, otherwise
     try:
         exit_code = cli(standalone_mode=False)
     except click.exceptions.Exit as exit_:

@@ -9,6 +9,7 @@ from formats.arm.sysreg import describe
 from formats.arm.vcpu_features import named
 from formats.errors import FormatError
 from proxy.captures.stream_or_profile import read_source
+from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import COLUMNS, echo
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
@@ -31,7 +32,7 @@ _WORDS = {
 }
 
 
-@click.command("check", short_help="Tell whether a guest can go, and what would be swapped.")
+@click.command("check", cls=OnceEach, short_help="Tell whether a guest can go, and what would be swapped.")
 @click.argument("source", metavar="SOURCE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--all", "show_same", is_flag=True, help="List the registers that are the same on both sides, too.")

@@ -3,11 +3,13 @@
 import click
 from click.shell_completion import get_completion_class
 
+from proxy.cli.given_once import OnceEach
+
 _PROGRAM = "vmstate-proxy"
 _VARIABLE = "_VMSTATE_PROXY_COMPLETE"
 
 
-@click.command("completion", short_help="Print what makes a shell complete commands and options.")
+@click.command("completion", cls=OnceEach, short_help="Print what makes a shell complete commands and options.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, *, shell: str) -> None:

@@ -19,6 +19,7 @@ from proxy.captures.difference import (
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
 from proxy.captures.stream_or_profile import read_profile
+from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ExitCode, exit_code_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _OF_THE_GUEST = (Kind.STATE, Kind.TIMER, Kind.COUNTER)
 
 
-@click.command("diff", short_help="Show how two streams or host profiles differ.")
+@click.command("diff", cls=OnceEach, short_help="Show how two streams or host profiles differ.")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from proxy.captures.complete_file import complete_file
+from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo, terminal_width
 from proxy.cli.options import policy_options
 from proxy.cli.progress import counting
@@ -17,7 +18,7 @@ from proxy.hosts.profile_file import load_profile
 from proxy.policy.policy import Policy
 
 
-@click.command("matrix", short_help="Tell who can go where, for every pair of hosts.")
+@click.command("matrix", cls=OnceEach, short_help="Tell who can go where, for every pair of hosts.")
 @click.argument("profiles", metavar="PROFILE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", metavar="FILE", help="Write a page with a heat map whose cells open the verdicts.")

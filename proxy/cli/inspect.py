@@ -27,6 +27,7 @@ from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import evidence_of, open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
+from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo, first_of
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ConfigError, exit_code_of
@@ -37,7 +38,7 @@ _SHOWN = 16
 """Bytes or elements of a long field that are shown; JSON has them all."""
 
 
-@click.command("inspect", short_help="Show the sections and registers of a captured stream.")
+@click.command("inspect", cls=OnceEach, short_help="Show the sections and registers of a captured stream.")
 @click.argument("source", metavar="IN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--registers", "all_registers", is_flag=True, help="List every register, not only the invariant ones.")

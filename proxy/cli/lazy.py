@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from proxy.cli.given_once import OnceEachGroup
 
-class LazyGroup(click.Group):
+
+class LazyGroup(OnceEachGroup):
     """A group that also has commands in modules of their own, each as `command`."""
 
     def __init__(self, *args: Any, commands_in: dict[str, str], **kwargs: Any) -> None:  # noqa: ANN401

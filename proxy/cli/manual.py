@@ -8,13 +8,14 @@ import click
 
 import proxy
 from proxy.captures.complete_file import complete_file
+from proxy.cli.given_once import OnceEach
 from proxy.errors import ConfigError
 
 _AS_IT_IS = "\b"
 """With this, click's help begins a paragraph whose lines stay as they are."""
 
 
-@click.command("manual", short_help="Write the manual pages of all commands.")
+@click.command("manual", cls=OnceEach, short_help="Write the manual pages of all commands.")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
 @click.pass_context
 def command(context: click.Context, *, folder: str) -> None:

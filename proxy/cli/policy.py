@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from proxy.captures.complete_file import complete_file
+from proxy.cli.given_once import OnceEachGroup
 from proxy.cli.lines import echo
 from proxy.errors import ConfigError
 from proxy.stdio import STDIO
 
 
-@click.group("policy", short_help="Write a policy, or have one explained.")
+@click.group("policy", cls=OnceEachGroup, short_help="Write a policy, or have one explained.")
 def command() -> None:
     """Write policies, and have them explained: which processors are close enough, and what may change.
 

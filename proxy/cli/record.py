@@ -2,11 +2,13 @@
 
 import click
 
+from proxy.cli.given_once import OnceEach
 from proxy.cli.run import say
 from proxy.stdio import STDIO
+from proxy.stop_signals import outlive_the_terminal
 
 
-@click.command("record", short_help="Take one migration and keep what its source sends.")
+@click.command("record", cls=OnceEach, short_help="Take one migration and keep what its source sends.")
 @click.argument("target", metavar="OUT")
 @click.option(
     "--listen", required=True, metavar="URI", help="Where the source connects: tcp:HOST:PORT; port 0 takes any."
@@ -64,6 +66,7 @@ def command(*, target: str, listen: str, connect: str | None, allow_no_return_pa
         raise click.UsageError("OUT and --json cannot both be standard output")
     config = RecordConfig(None if connect is None else parse_address(connect), allow_no_return_path)
     address = parse_address(listen)
+    outlive_the_terminal()
     report = trio.run(record, address, config, RecordingFile(target), say)
     if as_json:
         click.echo(report.as_json())

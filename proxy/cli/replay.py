@@ -4,11 +4,13 @@ import click
 
 from proxy.captures.rewriting import holds_mapped_ram
 from proxy.captures.stream_files import open_stream
+from proxy.cli.given_once import OnceEach
 from proxy.cli.progress import progress_on
 from proxy.errors import RefusedError
+from proxy.stop_signals import outlive_the_terminal
 
 
-@click.command("replay", short_help="Send a captured stream to a destination QEMU.")
+@click.command("replay", cls=OnceEach, short_help="Send a captured stream to a destination QEMU.")
 @click.argument("stream", metavar="STREAM")
 @click.argument("destination", metavar="URI")
 @click.option(
@@ -47,6 +49,7 @@ def command(*, stream: str, destination: str, rate: float | None, as_json: bool)
     from proxy.recording.replay import replay
 
     address = parse_address(destination)
+    outlive_the_terminal()
     with open_stream(stream) as source, progress_on(stream, source) as progress:
         if holds_mapped_ram(source):
             raise RefusedError(

@@ -7,6 +7,7 @@ import click
 from formats.errors import FormatError
 from proxy.captures.rewriting import rewrite_in_place, rewrite_to
 from proxy.captures.stream_files import open_stream
+from proxy.cli.given_once import OnceEach
 from proxy.cli.options import JudgeOptions, judge_options
 from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
@@ -16,7 +17,7 @@ from proxy.rewriter import Rewriter
 from proxy.stdio import STDIO
 
 
-@click.command("rewrite", short_help="Rewrite a captured stream, as run would.")
+@click.command("rewrite", cls=OnceEach, short_help="Rewrite a captured stream, as run would.")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="[OUT]", required=False)
 @click.option("--in-place", is_flag=True, help="Change IN itself, which must not be packed, and write no OUT.")
@@ -55,7 +56,7 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
         raise click.UsageError("OUT and --report cannot both be standard output")
     rewriter = Rewriter(options.judge, live=False, device_state_limit=options.device_state_limit)
     changing = in_place and options.judge.policy.mode is not Mode.OBSERVE
-    with report_file(report) as add:
+    with report_file(report) as reports:
         try:
             with open_stream(source, update=changing) as stream, progress_on(source, stream) as progress:
                 if target is None:
@@ -69,7 +70,7 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
             rewriter.report.failed(str(error) or type(error).__name__)
             raise
         finally:
-            add(rewriter.report)
+            reports.add(rewriter.report)
     if report != STDIO or not sys.stdout.isatty():  # whoever reads the report there needs no second one
         click.echo(f"vmstate-proxy: {source}: {rewriter.report.summary()}", err=True)
     raise click.exceptions.Exit(rewriter.report.exit_code)

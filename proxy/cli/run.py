@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from proxy.cli.given_once import OnceEach
 from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
 from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from proxy.net.transparent import Redirection
 
 
-@click.command("run", short_help="Carry live migrations to a destination.")
+@click.command("run", cls=OnceEach, short_help="Carry live migrations to a destination.")
 @click.option(
     "--listen",
     required=True,
@@ -94,7 +95,8 @@ def command(
 
     Migrations may come one after the other and at the same time. What cannot be located or may not be changed ends its
     migration with a reset on both sides, while the source still has its guest. After SIGTERM or ctrl-C no more
-    migrations are taken, and those under way go on to their end; a second one resets them.
+    migrations are taken, and those under way go on to their end; a second one resets them. SIGHUP ends nothing: the
+    --report file is opened anew, so that it can be rotated.
 
     Without a host in --listen, the loopback interface is taken: the stream holds the guest's memory in the clear.
 
@@ -128,7 +130,7 @@ def command(
     destination = None if connect is None else parse_address(connect)
     vcpus = () if source is None else _read_source(source)
     take_all()
-    with held_back(), bound(addresses) as bounds, report_file(report) as add:
+    with held_back(), bound(addresses) as bounds, report_file(report) as reports:
         onward = destination or _redirection(ports, mark, bounds)
         for one in bounds:
             say(f"listening on {one.name}, for {f'the destination at {destination}' if destination else onward}")
@@ -146,7 +148,7 @@ def command(
             vmdesc_wait=vmdesc_wait,
             source=vcpus,
         )
-        exit_code = trio.run(Relay(config, once, say, add, tls.server).run, *bounds)
+        exit_code = trio.run(Relay(config, once, say, reports.add, tls.server, reports.reopen).run, *bounds)
     raise click.exceptions.Exit(exit_code)
 
 

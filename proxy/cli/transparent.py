@@ -2,12 +2,13 @@
 
 import click
 
+from proxy.cli.given_once import OnceEachGroup
 from proxy.cli.options import mark_option, ports_option
 from proxy.net.nft_rules import RuleSet, Side, parse_network
 from proxy.net.redirection import PortRange
 
 
-@click.group("transparent", short_help="Take migrations that nftables redirects to the proxy.")
+@click.group("transparent", cls=OnceEachGroup, short_help="Take migrations that nftables redirects to the proxy.")
 def command() -> None:
     """Have migrations redirected to the proxy, which are then carried on to where they were going.
 

@@ -45,6 +45,7 @@ class Relay:
         say: Takes one line for the operator.
         on_report: Takes the report of every migration that ended.
         tls: What sources must speak; None for plain text.
+        on_hangup: Is called on SIGHUP, which ends nothing.
     """
 
     config: SessionConfig
@@ -52,6 +53,7 @@ class Relay:
     say: "Callable[[str], None]"
     on_report: "Callable[[Report], None]"
     tls: "ServerTls | None" = None
+    on_hangup: "Callable[[], None]" = lambda: None
     _begun: int = 0
     _exit_code: ExitCode = ExitCode.OK
     _under_way: UnderWay = field(init=False, default_factory=UnderWay)
@@ -70,12 +72,16 @@ class Relay:
             With `once`, what the one migration ended with, FAILED when none came; otherwise OK, or FAILED when
             migrations were reset.
         """
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with (
+            trio.open_signal_receiver(*STOP_SIGNALS) as signals,
+            trio.open_signal_receiver(signal.SIGHUP) as hangups,
+        ):
             let_come()
             self.config.judge.prepare()
             gc.freeze()  # what is loaded now stays; the collector need not look at it while a guest stands
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
+                nursery.start_soon(self._hear_hangups, hangups)
                 async with trio.open_nursery() as sessions:
                     for one in bounds:
                         sessions.start_soon(self._accept, listen_on(one), sessions)
@@ -201,6 +207,14 @@ class Relay:
             self.on_report(report)
         except OSError as error:
             self.say(f"migration {number}: cannot write the report: {error.strerror or error}")
+
+    async def _hear_hangups(self, hangups: "AsyncIterator[int]") -> None:
+        async for _ in hangups:
+            try:
+                self.on_hangup()
+                self.say("SIGHUP: the report is written to a file opened anew; migrations go on")
+            except ProxyError as error:
+                self.say(f"SIGHUP: {error}; nothing has changed")
 
     async def _obey_signals(self, signals: "AsyncIterator[int]", everything: trio.CancelScope) -> None:
         async for number in signals:

@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import os
+import stat
 import sys
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -43,7 +44,7 @@ class RecordingFile:
         if os.path.isfile(self._path) or not os.path.exists(self._path):
             self.partial += PARTIAL
         try:
-            self._raw = open(self._path + self._suffix, "wb")  # noqa: SIM115
+            self._raw = open(self._path + self._suffix, "wb", opener=_for_its_owner)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"{self.partial}: {error.strerror}") from error
         self._file = _packed(name, self._raw)
@@ -85,6 +86,14 @@ class RecordingFile:
             if self._suffix:
                 # A name that says that all is there must not outlive a power cut that the bytes did not.
                 os.fsync(self._raw.fileno())
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    """Open a file that holds a guest's memory, for nobody but its owner, even if it was there before."""
+    descriptor = os.open(path, flags, 0o600)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _packed(name: str, raw: IO[bytes]) -> Any:  # noqa: ANN401

@@ -32,6 +32,7 @@ class Proxy:
 
     def __init__(self, directory: Path, process: Process) -> None:
         self._directory = directory
+        self.report = directory / "report"
         self._process = process
         self.uri = ""
 
@@ -51,7 +52,7 @@ class Proxy:
 
     def reports(self) -> list[dict[str, Any]]:
         """The reports written so far."""
-        return [json.loads(line) for line in (self._directory / "report").read_text().splitlines()]
+        return [json.loads(line) for line in self.report.read_text().splitlines()]
 
     async def wait_reports(self, count: int, limit: float = 20) -> list[dict[str, Any]]:
         """Wait until that many migrations ended."""

@@ -188,6 +188,26 @@ async def test_sigterm_drains_and_a_second_one_resets(tmp_path: Path, signals: i
             assert proxy.reports()[0]["outcome"] == "failed"
 
 
+async def test_sighup_ends_nothing_and_opens_the_report_anew(tmp_path: Path) -> None:
+    """As log rotation and a closed terminal do, in the middle of a migration."""
+    async with in_the_middle(tmp_path) as (source, destination, proxy):
+        rotated = proxy.report.rename(proxy.report.with_suffix(".1"))
+        proxy.send_signal(signal.SIGHUP)
+        await proxy.wait_text("opened anew; migrations go on")
+        await source.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
+        assert (await source.wait_migration()).status == "completed"
+        await destination.wait_counter_moves()
+        [report] = await proxy.wait_reports(1)
+        assert report["outcome"] == "rewritten"
+        assert rotated.read_text() == ""
+        # A folder that is gone: the file that is open stays.
+        rotated.unlink()
+        proxy.report.rename(rotated)
+        proxy.report.mkdir()
+        proxy.send_signal(signal.SIGHUP)
+        await proxy.wait_text("Is a directory; nothing has changed")
+
+
 async def test_destination_that_refuses_what_the_policy_let_pass(tmp_path: Path) -> None:
     """The whole stream was sent, but the destination does not confirm: that is no success."""
     async with (

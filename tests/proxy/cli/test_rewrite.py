@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import re
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +42,32 @@ def test_the_scenario(run: Callable[..., Result], tmp_path: Path, host: Path, st
         for n in (0, 1)
     ]
     assert all("--allow-midr" in change["rule"] for change in found["changes"])
+
+
+@pytest.mark.parametrize("name", ["out.stream", "out.stream.xz"])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_copy_is_open_to_whom_its_source_is(
+    run: Callable[..., Result], tmp_path: Path, host: Path, stream: Path, name: str, mode: int
+) -> None:
+    """It holds the guest's memory."""
+    stream.chmod(mode)
+    assert run("rewrite", stream, tmp_path / name, "--host", host, "--allow-midr", "0x411fd070").code == 0
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+def test_what_came_through_a_pipe_is_its_owners(run: Callable[..., Result], tmp_path: Path, host: Path) -> None:
+    out = tmp_path / "out.stream"
+    assert run("rewrite", "-", out, "--host", host, "--allow-midr", "0x411fd070", stdin=capture(SMP2)).code == 0
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+
+
+def test_reports_are_added_to_those_before(
+    run: Callable[..., Result], tmp_path: Path, host: Path, stream: Path
+) -> None:
+    report = tmp_path / "audit.jsonl"
+    for allowed in ("0x411fd070", "0x410fd083"):
+        run("rewrite", stream, tmp_path / "out", "--host", host, "--allow-midr", allowed, "--report", report)
+    assert [json.loads(line)["outcome"] for line in report.read_text().splitlines()] == ["rewritten", "refused"]
 
 
 def test_an_empty_whitelist_refuses(run: Callable[..., Result], tmp_path: Path, host: Path, stream: Path) -> None:

@@ -75,6 +75,7 @@ async def test_the_first_to_speak_is_recorded(tmp_path: Path) -> None:
                 assert await rest(source) == (PONG + SHUT_FAILED, "end of file")
     assert it.reports[0].exit_code is ExitCode.OK
     assert (tmp_path / "out").read_bytes() == STREAM
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600, "it holds the guest's memory"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
