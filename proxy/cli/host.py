@@ -10,7 +10,7 @@ from formats.errors import FormatError
 from proxy.captures.complete_file import complete_file
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
-from proxy.cli.options import vcpu_features_option
+from proxy.cli.options import check_is_free, force_option, vcpu_features_option
 from proxy.errors import ConfigError, exit_code_of
 from proxy.hosts.kvm import Feature
 from proxy.hosts.learning import join_profiles, learn_profile, with_kernel
@@ -61,8 +61,15 @@ def command() -> None:
     help="The host's kernel, as 'Linux 6.12': its rules tell which values it takes beside its own.",
 )
 @qemu_option
+@force_option
 def learn(
-    *, sources: tuple[str, ...], output: str, description: str | None, kernel: str | None, qemu: str | None
+    *,
+    sources: tuple[str, ...],
+    output: str,
+    description: str | None,
+    kernel: str | None,
+    qemu: str | None,
+    force: bool,
 ) -> None:
     """Make a host's profile from STREAMs that were recorded on that host.
 
@@ -78,6 +85,7 @@ def learn(
       # Guests without a PMU come, too; theirs was started with -cpu host,pmu=off.
       vmstate-proxy host learn rack7.stream rack7-pmu-off.stream -o rack7.toml
     """
+    check_is_free(output, force=force)
     profiles = [_learned(source) for source in sources]
     profile = replace(join_profiles(profiles), qemu=qemu)
     names = ", ".join(os.path.basename(source) for source in sources)

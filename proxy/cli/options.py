@@ -1,6 +1,7 @@
 """The options by which every command that judges learns of the destination and of the policy."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -276,6 +277,20 @@ def _destination(path: Path | None, midr: str | None) -> HostProfile | None:
     if profile.midr is not None:
         raise ConfigError(f"--midr {value:#x}: {path} says that the destination's MIDR_EL1 is {profile.midr:#x}")
     return replace(profile, values=profile.values | {MIDR_EL1: value})
+
+
+force_option = click.option("--force", is_flag=True, help="Overwrite what is there under that name.")
+"""Gives a command `force`; see `check_is_free`."""
+
+
+def check_is_free(name: str, *, force: bool) -> None:
+    """See that no file is overwritten that nobody spoke of.
+
+    Raises:
+        ConfigError: There is one of that name.
+    """
+    if not force and os.path.isfile(name):
+        raise ConfigError(f"{name}: there is such a file already; --force overwrites it")
 
 
 def _each(texts: tuple[str, ...]) -> list[str]:

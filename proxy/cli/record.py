@@ -3,6 +3,7 @@
 import click
 
 from proxy.cli.given_once import OnceEach
+from proxy.cli.options import check_is_free, force_option
 from proxy.cli.run import say
 from proxy.stdio import STDIO
 from proxy.stop_signals import outlive_the_terminal
@@ -26,7 +27,10 @@ from proxy.stop_signals import outlive_the_terminal
     "to keep its guest: it stops it as soon as all is sent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON that says what came of it.")
-def command(*, target: str, listen: str, connect: str | None, allow_no_return_path: bool, as_json: bool) -> None:
+@force_option
+def command(
+    *, target: str, listen: str, connect: str | None, allow_no_return_path: bool, as_json: bool, force: bool
+) -> None:
     """Take one migration, and keep in OUT what the source sends, byte for byte.
 
     With --connect the guest moves to the destination as it would without the recording. Without it, the source is
@@ -64,6 +68,7 @@ def command(*, target: str, listen: str, connect: str | None, allow_no_return_pa
 
     if target == STDIO and as_json:
         raise click.UsageError("OUT and --json cannot both be standard output")
+    check_is_free(target, force=force)
     config = RecordConfig(None if connect is None else parse_address(connect), allow_no_return_path)
     address = parse_address(listen)
     outlive_the_terminal()

@@ -26,7 +26,7 @@ async def learn(directory: Path, host: Host) -> str:
     """Learn a host's profile from a paused guest on it, as an operator would, and return its path."""
     stream, profile = directory / f"{host}.stream", directory / f"{host}.toml"
     stream.write_bytes(await record(host))
-    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile))
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), "--force")
     assert code == 0, output
     return str(profile)
 

@@ -137,7 +137,7 @@ async def learned(stage: Stage, profile: Path) -> None:
         expect((await vm.wait_migration()).status, "completed")
     stream.write_bytes(await stage.there.get(recorded))
     step(f"Learning the destination's registers: vmstate-proxy host learn {stream.name} -o {profile.name}")
-    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile))
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), "--force")
     expect(code, 0, output)
 
 

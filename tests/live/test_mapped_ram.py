@@ -87,7 +87,7 @@ async def learn(directory: Path, qemu: str) -> str:
     async with running_vm(name="recorded", binary=qemu, cpu="cortex-a72", paused=True) as vm:
         await vm.migrate(f"file:{path}", return_path=False, capabilities=MAPPED)
         assert (await vm.wait_migration()).status == "completed"
-    code, output = await vmstate_proxy("host", "learn", str(path), "-o", str(profile))
+    code, output = await vmstate_proxy("host", "learn", str(path), "-o", str(profile), "--force")
     assert code == 0, output
     return str(profile)
 

@@ -53,7 +53,7 @@ def test_the_kernel_and_the_qemu_that_the_operator_knows(run: Callable[..., Resu
     assert (profile.kernel, profile.qemu) == ("Linux 6.12", "10.0")
     assert profile.writable
     for option, word, says in (("--kernel", "Linux 6.8", "the rules of Linux"), ("--qemu", "new", "write a version")):
-        result = run(*learn, option, word)
+        result = run(*learn, "--force", option, word)
         assert result.code == 2
         assert says in result.error()
     assert load_profile(out) == profile

@@ -1,4 +1,4 @@
-"""An option that takes one value is not given twice: the first would be dropped in silence."""
+"""Nothing is dropped or overwritten in silence: the first of an option given twice, a file that is there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.captures import CAPTURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.proxy.cli.command_line import Result
 
@@ -34,3 +35,20 @@ def test_twice_is_once_too_often(run: Callable[..., Result], arguments: tuple[st
 def test_what_is_made_for_more_and_flags_may_be(run: Callable[..., Result]) -> None:
     more = ("--allow-midr", "0x411fd070", "--allow-midr", "0x410fd083", "--json", "--json")
     assert run("check", STREAM, "--host", HOST, *more).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("host", "learn", STREAM, "-o"), ("record", "--listen", "tcp:256.256.256.256:1")],
+    ids=["learn", "record"],
+)
+def test_what_is_there_is_not_overwritten_in_silence(
+    run: Callable[..., Result], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("of use")
+    result = run(*arguments, out)
+    assert (result.code, out.read_text()) == (2, "of use")
+    assert "there is such a file already; --force overwrites it" in result.err
+    assert "there is such a file" not in run(*arguments, out, "--force").err
+    assert "there is such a file" not in run(*arguments, tmp_path / "other").err
