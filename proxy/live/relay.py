@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.channels.multifd import is_channel
+from formats.frame.records import MAGIC
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
 from proxy.live.arrivals import Arrivals, is_recoverable
@@ -41,7 +42,7 @@ class Relay:
 
     Attributes:
         config: What the sessions have in common.
-        once: Whether to take one migration and stop.
+        once: Whether to take one migration and stop; what sends something else does not count.
         say: Takes one line for the operator.
         on_report: Takes the report of every migration that ended.
         tls: What sources must speak; None for plain text.
@@ -55,6 +56,7 @@ class Relay:
     tls: "ServerTls | None" = None
     on_hangup: "Callable[[], None]" = lambda: None
     _begun: int = 0
+    _taken: bool = False
     _exit_code: ExitCode = ExitCode.OK
     _under_way: UnderWay = field(init=False, default_factory=UnderWay)
     _arrivals: Arrivals = field(init=False)
@@ -86,7 +88,7 @@ class Relay:
                     for one in bounds:
                         sessions.start_soon(self._accept, listen_on(one), sessions)
                 nursery.cancel_scope.cancel()
-        return ExitCode.FAILED if self.once and not self._begun else self._exit_code
+        return ExitCode.FAILED if self.once and not self._taken else self._exit_code
 
     def stop(self) -> None:
         """Take no more migrations; those under way go on to their end, and their further connections are taken."""
@@ -167,7 +169,7 @@ class Relay:
             await self._arrivals.carry_channel(session, source)
         elif is_recovery(session.opening) and (paused := self._under_way.find(session.key, is_recoverable)) is not None:
             paused.take_back(source, bytes(session.opening))
-        elif self._under_way.draining or (self.once and self._begun):
+        elif self._under_way.draining or self._taken:
             session.reject()
         else:
             await self._serve_migration(session, source)
@@ -176,6 +178,8 @@ class Relay:
 
     async def _serve_migration(self, session: Session, source: "Connection") -> None:
         self._begun += 1
+        counts = self.once and _brings_a_migration(session.opening)
+        self._taken |= counts
         number, started = self._begun, trio.current_time()
         self.say(f"migration {number}: from {source.name} to {session.key[1]}")
         session.on_pause = lambda line: self.say(f"migration {number}: {line}")
@@ -188,7 +192,8 @@ class Relay:
                 self._under_way.end(session)
                 nursery.cancel_scope.cancel()
                 self._end(number, session.report, trio.current_time() - started)
-                if self.once:
+                if counts:
+                    self._exit_code = session.report.exit_code
                     self.stop()
                 self._under_way.tell_change()
 
@@ -201,8 +206,6 @@ class Relay:
 
     def _end(self, number: int, report: "Report", seconds: float) -> None:
         self.say(f"migration {number}: {report.summary()}, {seconds:.1f} s")
-        if self.once:
-            self._exit_code = report.exit_code
         try:
             self.on_report(report)
         except OSError as error:
@@ -226,3 +229,8 @@ class Relay:
                 return
             self.say(f"{name}: no new migrations; send it again to reset those under way")
             self.stop()
+
+
+def _brings_a_migration(opening: memoryview) -> bool:
+    """Tell whether a connection that begins so may bring a migration, or the rest of one that was interrupted."""
+    return MAGIC.startswith(bytes(opening[: len(MAGIC)])) or is_recovery(opening)

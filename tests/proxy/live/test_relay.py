@@ -305,6 +305,22 @@ async def test_once_is_once_when_two_come_at_once() -> None:
     assert len(it.reports) == 1
 
 
+async def test_what_is_no_migration_does_not_use_once_up() -> None:
+    """As a health check that sends a request, and a scanner."""
+    async with service(once=True) as it:
+        for said in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00"):
+            with await connect(("127.0.0.1", it.ports[0])) as stray:
+                await send(stray, said)
+                stray.shutdown(socket.SHUT_WR)
+                assert (await rest(stray))[1] == "reset"
+        assert not it.exit_codes
+        await finish(*await it.connect())
+        while not it.exit_codes:
+            await trio.sleep(0.001)
+    assert it.exit_codes == [ExitCode.OK]
+    assert [report.exit_code for report in it.reports] == [ExitCode.MALFORMED, ExitCode.MALFORMED, ExitCode.OK]
+
+
 async def test_once_does_not_wait_for_a_peer_that_says_nothing() -> None:
     """As a health check that holds its connection."""
     async with service(once=True) as it:
