@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SILENCE: Final = 0.2
 """Seconds until a source that has sent all is taken to wait; it needs microseconds, and on an emulated host more."""
 _PATIENCE: Final = 5.0
-"""Seconds at most; one that still sends then is far from its end, and its next write fails."""
+"""Seconds at most, for one that sends on after its end."""
 _SOUND: Final = (6, 1)
 _MACHINE: Final = re.compile(r"virt-(\d+)\.(\d+)")
 
@@ -34,7 +34,9 @@ def may_be_old(machine: str | None) -> bool:
 
 
 async def fall_silent(source: "Connection", buffer: memoryview) -> None:
-    """Take what a source still sends, and throw it away, until it waits for an answer.
+    """Let a source that has sent all come to where it waits for an answer; what it sends yet is thrown away.
+
+    Not for one that has more to send: it could go over to postcopy meanwhile. Its next write fails once it is reset.
 
     Args:
         source: Its connection.

@@ -1,6 +1,6 @@
 """The rewriter: bytes in, bytes out, report. It does no IO; the relay and the offline commands use the same one."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from formats.errors import FormatError
 from formats.frame.event import NEED_DATA, Raw
@@ -15,18 +15,13 @@ from proxy.judged_state import Replacement, in_one_line, judge_state
 from proxy.judging.advice import would_go
 from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
-from proxy.policy.policy import Mode
+from proxy.policy.policy import NO_RETURN_PATH, Mode
 from proxy.report import Outcome, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from proxy.judging.verdict import Registers
-
-NO_RETURN_PATH: Final = (
-    "the source opened no return path, so it would give up its guest without knowing that the destination has it; "
-    "turn the migration capability return-path on (QMP: migrate-set-capabilities), or pass --allow-no-return-path"
-)
 
 
 class Rewriter:
@@ -119,6 +114,11 @@ class Rewriter:
     def source_waits_in_postcopy(self) -> bool:
         """Whether the source has gone over to postcopy, and the destination does not have the device state yet."""
         return self._parser.switching_to_postcopy and not self._parser.postcopy
+
+    @property
+    def source_waits(self) -> bool:
+        """Whether the source of a precopy migration has sent all, and waits on its return path for an answer."""
+        return self._parser.return_path and self._parser.complete and not self._parser.postcopy
 
     @property
     def awaiting_vmdesc(self) -> bool:

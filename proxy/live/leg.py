@@ -159,7 +159,7 @@ class Leg:
                 await self._source.send(view[:received])
                 self._listener.listen(view[:received])
         self._destination_ended = True
-        if self._listener.shut is None and may_be_old(self._rewriter.report.machine):
+        if self._listener.shut is None and self._rewriter.source_waits and may_be_old(self._rewriter.report.machine):
             await trio.sleep(SILENCE)
         await self._source.finish()
 

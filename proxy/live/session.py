@@ -249,7 +249,7 @@ class Session:
         if self._destination is not None:
             self._destination.reset()
         if not self._rewriter.source_waits_in_postcopy:
-            if self._rewriter.return_path and not self._rewriter.postcopy and may_be_old(self.report.machine):
+            if self._rewriter.source_waits and may_be_old(self.report.machine):
                 await fall_silent(self._source, self._buffer)
             return False
         self.channels.swallow()

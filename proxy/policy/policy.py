@@ -22,6 +22,13 @@ class Mode(enum.StrEnum):
     """Nothing; what would be changed or refused is reported."""
 
 
+NO_RETURN_PATH: Final = (
+    "the source opened no return path, so it would give up its guest without knowing that the destination has it; "
+    "turn the migration capability return-path on (QMP: migrate-set-capabilities), or pass --allow-no-return-path"
+)
+"""What is said of a stream that lacks one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Requirements:
     """What a migration has to bring.

@@ -366,6 +366,18 @@ async def test_an_old_source_is_reset_once_it_has_fallen_silent(machine: bytes, 
     assert (report.outcome, report.exit_code) == (Outcome.REFUSED, ExitCode.REFUSED)
 
 
+async def test_an_old_source_that_has_more_to_send_is_reset_at_once() -> None:
+    """It could go over to postcopy while it is heard out, and would give up its memory."""
+    opening = STREAM.replace(b"virt-7.2", b"virt-5.2", 1)
+    async with migration() as it:
+        await send(it.source, opening[8:DEVICES] + b"\xff")
+        assert (await rest(it.destination))[1] == "reset"
+        await trio.sleep(0.02)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            await send(it.source, b"more")
+        assert (await it.end()).exit_code is ExitCode.MALFORMED
+
+
 async def test_a_missing_return_path_resets_both_before_any_section() -> None:
     async with migration() as it:
         await send(it.source, STREAM.replace(OPEN_RETURN_PATH, b"", 1)[8:1000])
