@@ -2,6 +2,7 @@
 
 import traceback
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from proxy.net.connection import Connection
 
 _BUFFER: Final = 1 << 20
+_OPENING: Final = 4096
+"""Bytes received at once from a connection of which nothing is known yet; there may be thousands that say nothing."""
 _LET_BEGIN_PATIENCE: Final = 1.0
 
 
@@ -72,8 +75,7 @@ class Session:
         self._recovery = Recovery()
         self._all_sent = trio.Event()
         self.channels = SideChannels(self._all_sent, self.report, self._lose)
-        self._buffer = memoryview(bytearray(_BUFFER))
-        self._received: int | None = 0
+        self._opening = memoryview(b"")
         self._left = False
 
     @property
@@ -84,7 +86,7 @@ class Session:
     @property
     def opening(self) -> memoryview:
         """What the source sent first, once `wait_begin` has returned True."""
-        return self._buffer[: self._received or 0]
+        return self._opening
 
     @property
     def gone(self) -> bool:
@@ -106,6 +108,11 @@ class Session:
             and not self._recovery.waits
         )
 
+    @cached_property
+    def _buffer(self) -> memoryview:
+        """What is received into; only who has something to say gets it."""
+        return memoryview(bytearray(_BUFFER))
+
     # --- what the relay brings
 
     def take_back(self, source: "Connection", opening: bytes) -> None:
@@ -121,14 +128,13 @@ class Session:
 
     async def wait_begin(self) -> bool:
         """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
-        try:
-            self._received = await self._source.receive(self._buffer)
-        except PeerError:
-            self._received = 0
-        if not self._received:
+        opening = memoryview(bytearray(_OPENING))
+        with suppress(PeerError):
+            self._opening = opening[: await self._source.receive(opening)]
+        if not self._opening:
             self._left = True
             self._source.close()
-        return bool(self._received)
+        return bool(self._opening)
 
     # --- the migration
 
@@ -293,13 +299,13 @@ class Session:
 
     async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""
-        received: int | None = self._received
-        while received:
-            pieces = self._rewriter.feed(self._buffer[:received])
-            if pieces:
-                return pieces
+        pieces = self._rewriter.feed(self._opening)
+        while not pieces:
             received = await self._source.receive(self._buffer)
-        return self._rewriter.end()
+            if not received:
+                return self._rewriter.end()
+            pieces = self._rewriter.feed(self._buffer[:received])
+        return pieces
 
     def _explained(self, error: ProxyError) -> str:
         if self._rewriter.postcopy and self._shut is None:

@@ -7,20 +7,19 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from formats.stream.events import SectionBegin
 from tests.proxy.cli.command_line import ALLOWED, SMP2
 from tests.proxy.helpers import ROOT, capture, events, short
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PEAK = """
 import sys
@@ -85,3 +84,25 @@ def test_a_rewrite_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(10) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_connections_that_say_nothing_take_little() -> None:
+    """A buffer of 1 MiB is for who has something to say."""
+    options = ("--listen", "tcp:127.0.0.1:0", "--connect", "tcp:127.0.0.1:1", "--midr", "0x411fd070")
+    with (
+        subprocess.Popen([sys.executable, "-m", "proxy", "run", *options], cwd=ROOT, stderr=subprocess.PIPE) as process,
+        ExitStack() as opened,
+    ):
+        opened.callback(process.terminate)
+        assert process.stderr is not None
+        listening = re.search(rb"listening on tcp:127\.0\.0\.1:(\d+)", process.stderr.readline())
+        assert listening
+        silent = [socket.create_connection(("127.0.0.1", int(listening[1]))) for _ in range(400)]
+        for one in silent:
+            opened.enter_context(one)
+        # The last one is taken when it is told of.
+        silent.pop().close()
+        assert b"left without a word" in process.stderr.readline()
+        resident = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        assert resident
+        assert int(resident[1]) < 100 << 10
