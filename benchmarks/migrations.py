@@ -99,7 +99,7 @@ async def profile(folder: Path) -> Path:
     async with running_vm(machine=_MACHINE, paused=True) as vm:
         await vm.migrate(f"exec:cat > '{stream}'", return_path=False)
         await vm.wait_migration()
-    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(path), "--force")
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(path), "--force", "--tcg")
     if code:
         raise RuntimeError(output)
     return path

@@ -11,7 +11,7 @@ from proxy.captures.complete_file import complete_file
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
 from proxy.cli.options import check_is_free, force_option, vcpu_features_option
-from proxy.errors import ConfigError, exit_code_of
+from proxy.errors import ConfigError, RefusedError, exit_code_of
 from proxy.hosts.kvm import Feature
 from proxy.hosts.learning import join_profiles, learn_profile, with_kernel
 from proxy.hosts.profile import HostProfile
@@ -60,6 +60,11 @@ def command() -> None:
     metavar="VERSION",
     help="The host's kernel, as 'Linux 6.12': its rules tell which values it takes beside its own.",
 )
+@click.option(
+    "--tcg",
+    is_flag=True,
+    help="Take streams of emulated guests (TCG), too: their registers are the emulated processor's, no host's.",
+)
 @qemu_option
 @force_option
 def learn(
@@ -70,6 +75,7 @@ def learn(
     kernel: str | None,
     qemu: str | None,
     force: bool,
+    tcg: bool,
 ) -> None:
     """Make a host's profile from STREAMs that were recorded on that host.
 
@@ -88,6 +94,11 @@ def learn(
     check_is_free(output, force=force)
     profiles = [_learned(source) for source in sources]
     profile = replace(join_profiles(profiles), qemu=qemu)
+    if profile.midr is None and not tcg:
+        raise RefusedError(
+            f"{sources[0]}: it holds no MIDR_EL1, so its guest was emulated (TCG), and its registers are no host's; "
+            "record it with KVM on the destination, or give --tcg for a destination that emulates, too"
+        )
     names = ", ".join(os.path.basename(source) for source in sources)
     profile = replace(profile, description=description or f"learned from {names}")
     _write(profile if kernel is None else with_kernel(profile, kernel), output)

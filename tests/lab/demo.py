@@ -136,8 +136,10 @@ async def learned(stage: Stage, profile: Path) -> None:
         await vm.migrate(f"exec:cat > '{recorded}'", return_path=False)
         expect((await vm.wait_migration()).status, "completed")
     stream.write_bytes(await stage.there.get(recorded))
-    step(f"Learning the destination's registers: vmstate-proxy host learn {stream.name} -o {profile.name}")
-    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), "--force")
+    emulated = ("--tcg",) if isinstance(stage.there, Emulator) else ()
+    said = " ".join((stream.name, "-o", profile.name, *emulated))
+    step(f"Learning the destination's registers: vmstate-proxy host learn {said}")
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), *emulated)
     expect(code, 0, output)
 
 

@@ -52,7 +52,7 @@ class Qemus:
         path = stream.with_suffix(".toml")
         async with self._locks.setdefault(path.name, trio.Lock()):
             if not path.exists():
-                code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(path), "--force")
+                code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(path), "--force", "--tcg")
                 if code:
                     raise LabError(f"{suite}, {machine}, {cpu}: {output}")
         return str(path)

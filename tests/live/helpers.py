@@ -31,7 +31,7 @@ async def learn(directory: Path, cpu: str, *, machine: str = "virt-7.2", extra: 
     """Learn a profile from a paused guest, and return its path."""
     stream, profile = directory / f"{cpu}.stream", directory / f"{cpu}.toml"
     await record(stream, cpu, machine=machine, extra=extra)
-    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), "--force")
+    code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), "--force", "--tcg")
     assert code == 0, output
     return str(profile)
 

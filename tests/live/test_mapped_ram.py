@@ -87,7 +87,7 @@ async def learn(directory: Path, qemu: str) -> str:
     async with running_vm(name="recorded", binary=qemu, cpu="cortex-a72", paused=True) as vm:
         await vm.migrate(f"file:{path}", return_path=False, capabilities=MAPPED)
         assert (await vm.wait_migration()).status == "completed"
-    code, output = await vmstate_proxy("host", "learn", str(path), "-o", str(profile), "--force")
+    code, output = await vmstate_proxy("host", "learn", str(path), "-o", str(profile), "--force", "--tcg")
     assert code == 0, output
     return str(profile)
 
@@ -164,7 +164,7 @@ async def test_the_pages_of_a_large_guest_are_not_read(tmp_path: Path, qemu: str
     commands: list[tuple[object, ...]] = [
         ("inspect", path),
         ("check", path, "--host", profile, "--allow-midr", "none", *A57_TO_A72),
-        ("host", "learn", path, "-o", tmp_path / "learned.toml"),
+        ("host", "learn", path, "-o", tmp_path / "learned.toml", "--tcg"),
         ("diff", path, path, "--all"),
     ]
     for command in commands:

@@ -44,6 +44,16 @@ def test_every_stream_passes_the_host_it_was_learned_from(
     assert result.out == capture(name)
 
 
+def test_an_emulated_guest_is_no_host(run: Callable[..., Result], tmp_path: Path) -> None:
+    learn = ("host", "learn", CAPTURES / "tcg-a57.xz", "-o", tmp_path / "host")
+    result = run(*learn)
+    assert result.code == 4
+    assert "tcg-a57.xz: it holds no MIDR_EL1" in result.error()
+    assert not (tmp_path / "host").exists()
+    assert run(*learn, "--tcg").code == 0
+    assert load_profile(tmp_path / "host").midr is None
+
+
 def test_the_kernel_and_the_qemu_that_the_operator_knows(run: Callable[..., Result], tmp_path: Path) -> None:
     out = tmp_path / "host.toml"
     learn = ("host", "learn", CAPTURES / "kvm-trixie-n1.xz", "-o", out)
