@@ -11,6 +11,7 @@ from proxy.cli.given_once import OnceEach
 from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
 from proxy.cli.reporting import report_file
 from proxy.cli.tls import TlsOptions, tls_options
+from proxy.live.allowed_sources import parse_networks
 from proxy.live.descriptors import take_all
 from proxy.live.session_config import DEFAULT_VMDESC_WAIT, SessionConfig
 from proxy.net.address import parse_address
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="URI",
     help="Where sources connect: tcp:HOST:PORT; port 0 takes any. Can be given several times.",
+)
+@click.option(
+    "--allow-source",
+    metavar="NETWORK",
+    multiple=True,
+    help="Take connections from there only, as 10.0.0.0/24 or one address. Can be given several times; by default from "
+    "anywhere that can reach --listen.",
 )
 @click.option("--connect", metavar="URI", help="Where the destination QEMU listens: tcp:HOST:PORT.")
 @click.option(
@@ -78,6 +86,7 @@ if TYPE_CHECKING:
 def command(
     *,
     listen: tuple[str, ...],
+    allow_source: tuple[str, ...],
     connect: str | None,
     transparent: bool,
     ports: PortRange,
@@ -128,6 +137,7 @@ def command(
     judge = options.judge if destination_qmp is None else _asking_by_qmp(options.judge, destination_qmp)
     addresses = [parse_address(text) for text in listen]
     destination = None if connect is None else parse_address(connect)
+    sources = parse_networks(allow_source)
     vcpus = () if source is None else _read_source(source)
     take_all()
     with held_back(), bound(addresses) as bounds, report_file(report) as reports:
@@ -148,7 +158,7 @@ def command(
             vmdesc_wait=vmdesc_wait,
             source=vcpus,
         )
-        exit_code = trio.run(Relay(config, once, say, reports.add, tls.server, reports.reopen).run, *bounds)
+        exit_code = trio.run(Relay(config, once, say, reports.add, tls.server, reports.reopen, sources).run, *bounds)
     raise click.exceptions.Exit(exit_code)
 
 

@@ -13,6 +13,7 @@ from formats.channels.multifd import is_channel
 from formats.frame.records import MAGIC
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
+from proxy.live.allowed_sources import AllowedSources
 from proxy.live.arrivals import Arrivals, is_recoverable
 from proxy.live.server_first import carry
 from proxy.live.session import Session
@@ -47,6 +48,7 @@ class Relay:
         on_report: Takes the report of every migration that ended.
         tls: What sources must speak; None for plain text.
         on_hangup: Is called on SIGHUP, which ends nothing.
+        sources: Who may connect.
     """
 
     config: SessionConfig
@@ -55,6 +57,7 @@ class Relay:
     on_report: "Callable[[Report], None]"
     tls: "ServerTls | None" = None
     on_hangup: "Callable[[], None]" = lambda: None
+    sources: AllowedSources = field(default_factory=AllowedSources)
     _begun: int = 0
     _taken: bool = False
     _exit_code: ExitCode = ExitCode.OK
@@ -131,6 +134,12 @@ class Relay:
 
     async def _serve_any(self, source: "Connection") -> None:
         """Find out what a connection is, and carry it."""
+        try:
+            self.sources.check(source.host)
+        except RefusedError as error:
+            self.say(f"{source.name} is refused: {error}")
+            source.reset()
+            return
         if self.tls is not None:
             try:
                 source = await self.tls.welcome(source)

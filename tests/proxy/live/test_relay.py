@@ -22,6 +22,7 @@ import trio
 from formats.arm.sysreg import MIDR_EL1
 from formats.channels.multifd import MAGIC
 from proxy.errors import ExitCode
+from proxy.live.allowed_sources import AllowedSources, parse_networks
 from proxy.live.channel import Channel
 from proxy.live.relay import Relay
 from proxy.live.session_config import SessionConfig
@@ -68,16 +69,24 @@ class Service:
         return source, destination
 
 
+EVERYBODY = AllowedSources()
+
+
 @asynccontextmanager
 async def service(
-    address: str = "tcp:127.0.0.1:0", *, once: bool = False, judge_: Judge | None = None, back: str = "127.0.0.1"
+    address: str = "tcp:127.0.0.1:0",
+    *,
+    once: bool = False,
+    judge_: Judge | None = None,
+    back: str = "127.0.0.1",
+    sources: AllowedSources = EVERYBODY,
 ) -> AsyncIterator[Service]:
     """Run a relay; at the block's end it is told to stop, and must end."""
     said: list[str] = []
     reports: list[Report] = []
     with trio.fail_after(10), bound([parse_address(address)]) as bounds, await listen(back) as destination:
         config = SessionConfig(Route(TcpAddress(back, destination.getsockname()[1])), judge_ or judge(R0))
-        relay = Relay(config, once, said.append, reports.append)
+        relay = Relay(config, once, said.append, reports.append, sources=sources)
         it = Service(relay, destination, [int(one.name.rsplit(":", 1)[1]) for one in bounds], said, reports)
 
         async def run() -> None:
@@ -303,6 +312,16 @@ async def test_once_is_once_when_two_come_at_once() -> None:
             await trio.sleep(0.001)
     assert begun == 1
     assert len(it.reports) == 1
+
+
+async def test_who_is_in_no_allowed_network_is_reset_unheard() -> None:
+    async with service(sources=parse_networks(["192.0.2.0/24"])) as it:
+        with await connect(("127.0.0.1", it.ports[0])) as stray:
+            assert await rest(stray) == (b"", "reset")
+        assert any("is refused: it is in none of the networks" in line for line in it.said)
+        assert not it.reports
+    async with service(sources=parse_networks(["192.0.2.0/24", "127.0.0.0/8"])) as it:
+        await finish(*await it.connect())
 
 
 async def test_what_is_no_migration_does_not_use_once_up() -> None:
