@@ -179,7 +179,9 @@ class Replay:
                 )
             if self._all_sent and self._listener.shut is not None:
                 return
-        if not self._all_sent and self._send_error is None:
+        # One that has the whole stream may end before it was told that no more comes.
+        has_all = self._all_sent or (self._follower.complete and self._sent == self._follower.length)
+        if not has_all and self._send_error is None:
             raise PeerError("destination", self._listener.ending)
 
     def report(self) -> ReplayReport:
