@@ -2,7 +2,9 @@
 
 import enum
 import json
+import os
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from proxy.errors import ExitCode
@@ -47,6 +49,11 @@ class Report:
         kinds: The kinds of vCPU that the guest has.
         start: How the destination has to be started for it; None where that is not known.
         not_looked_at: Sections of interrupt controllers that would be judged and could not be read, without a vmdesc.
+        id: What no other report has.
+        source: Where the stream came from: an address, or a file.
+        destination: Where it went: an address as it was dialled, or a file.
+        started: When it began, in UTC.
+        ended: When it was over, in UTC.
     """
 
     mode: str
@@ -65,6 +72,19 @@ class Report:
     kinds: "tuple[Kind, ...]" = ()
     start: "Start | None" = None
     not_looked_at: tuple[str, ...] = ()
+    id: str = field(default_factory=lambda: os.urandom(8).hex())
+    source: str | None = None
+    destination: str | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+
+    def begin(self, source: str, destination: str) -> None:
+        """Note that it begins, from where and to where."""
+        self.started, self.source, self.destination = datetime.now(UTC), source, destination
+
+    def end(self) -> None:
+        """Note that it is over."""
+        self.ended = datetime.now(UTC)
 
     def failed(self, reason: str) -> None:
         """Note that something outside the stream went wrong; a reason found in the stream stands."""
@@ -79,6 +99,11 @@ class Report:
         """Return the report as it goes into JSON; register values and ids are hexadecimal strings."""
         return {
             "schema_version": SCHEMA_VERSION,
+            "id": self.id,
+            "started": _rfc3339(self.started),
+            "ended": _rfc3339(self.ended),
+            "source": self.source,
+            "destination": self.destination,
             "outcome": self.outcome.value,
             "reason": self.reason,
             "mode": self.mode,
@@ -116,6 +141,11 @@ class Report:
         if self.reason is not None:
             line += f": {self.reason}"
         return f"{line} ({self.bytes_in} bytes in, {self.bytes_out} out)"
+
+
+def _rfc3339(time: datetime | None) -> str | None:
+    """Write a time in UTC, in milliseconds: `2026-11-27T13:40:00.123Z`."""
+    return None if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _count(changes: "list[Verdict]", would_be: str = "") -> str:

@@ -56,6 +56,7 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
         raise click.UsageError("OUT and --report cannot both be standard output")
     rewriter = Rewriter(options.judge, live=False, device_state_limit=options.device_state_limit)
     changing = in_place and options.judge.policy.mode is not Mode.OBSERVE
+    rewriter.report.begin(source, source if target is None else target)
     with report_file(report) as reports:
         try:
             with open_stream(source, update=changing) as stream, progress_on(source, stream) as progress:
@@ -70,6 +71,7 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
             rewriter.report.failed(str(error) or type(error).__name__)
             raise
         finally:
+            rewriter.report.end()
             reports.add(rewriter.report)
     if report != STDIO or not sys.stdout.isatty():  # whoever reads the report there needs no second one
         click.echo(f"vmstate-proxy: {source}: {rewriter.report.summary()}", err=True)

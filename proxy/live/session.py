@@ -145,6 +145,7 @@ class Session:
         takes a single connection, and exits when that brings something else.
         """
         clean = False
+        self.report.begin(self._source.name, str(self._address))
         try:
             await self._carry()
             clean = True
@@ -164,6 +165,7 @@ class Session:
             self.report.failed("the proxy was stopped")
             raise
         finally:
+            self.report.end()
             self._close(clean=clean)
             self._judge.close()
             self.channels.end(clean=clean)

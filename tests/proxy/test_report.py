@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -27,8 +28,14 @@ def test_a_new_report_has_failed() -> None:
 
 def test_the_json() -> None:
     report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, 10, 11, "virt-7.2", 1, [swap()], [])
-    assert json.loads(report.as_json()) == {
+    found = json.loads(report.as_json())
+    assert re.fullmatch("[0-9a-f]{16}", found.pop("id"))
+    assert found == {
         "schema_version": 1,
+        "started": None,
+        "ended": None,
+        "source": None,
+        "destination": None,
         "outcome": "rewritten",
         "reason": None,
         "mode": "repair",
@@ -60,6 +67,18 @@ def test_the_json() -> None:
         "not_looked_at": [],
     }
     assert "\n" not in report.as_json()
+
+
+def test_it_says_when_and_between_whom() -> None:
+    report = Report("repair")
+    report.begin("tcp:10.0.0.3:40000", "tcp:10.0.0.7:49152")
+    report.end()
+    found = report.as_dict()
+    assert (found["source"], found["destination"]) == ("tcp:10.0.0.3:40000", "tcp:10.0.0.7:49152")
+    for key in ("started", "ended"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[key])
+    assert found["started"] <= found["ended"]
+    assert report.id != Report("repair").id
 
 
 def test_a_value_that_is_not_there_is_null() -> None:

@@ -333,6 +333,19 @@ async def test_a_truncated_stream_is_no_end_of_file(after: int) -> None:
     assert (report.outcome, report.exit_code) == (Outcome.FAILED, ExitCode.MALFORMED)
 
 
+async def test_the_report_says_between_whom_it_went() -> None:
+    async with migration() as it:
+        source, destination = it.source.getsockname(), it.destination.getsockname()
+        await send(it.source, STREAM[8:])
+        await receive(it.destination, len(STREAM) - 8)
+        report = await it.confirm()
+    assert report.source == "tcp:{}:{}".format(*source)
+    assert report.destination == "tcp:{}:{}".format(*destination)
+    assert report.started is not None
+    assert report.ended is not None
+    assert report.started < report.ended
+
+
 async def test_a_refused_processor_resets_both() -> None:
     async with migration(judge()) as it:
         await send(it.source, STREAM[8:DEVICES])
