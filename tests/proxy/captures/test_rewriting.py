@@ -109,6 +109,11 @@ def run(*arguments: object) -> subprocess.CompletedProcess[bytes]:
 # --- any layout
 
 
+def told(rewriter: Rewriter) -> dict[str, object]:
+    """The report, but for what no other one has."""
+    return rewriter.report.as_dict() | {"id": ""}
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_swapped(tmp_path: Path, kind: str) -> None:
     make, offset = FILES[kind]
@@ -122,7 +127,7 @@ def test_swapped(tmp_path: Path, kind: str) -> None:
     new = path.read_bytes()
     assert new == copy.read_bytes()
     assert sum(one != other for one, other in zip(new, old, strict=True)) == 2, "one byte of each vCPU's MIDR_EL1"
-    assert one.report.as_dict() == other.report.as_dict()
+    assert told(one) == told(other)
     assert one.report.outcome == "rewritten"
     assert one.report.bytes_in == one.report.bytes_out == len(old) - (START if "libvirt" in kind else offset)
     assert path.stat().st_ino == inode
@@ -140,7 +145,7 @@ def test_left_out(tmp_path: Path, kind: str) -> None:
     other = in_place(named(path, offset), downgrade())
     shorter = devices(downgraded(short(NEWER)))
     assert path.read_bytes() == copy.read_bytes() == old[: -len(devices(short(NEWER)))] + shorter
-    assert one.report.as_dict() == other.report.as_dict()
+    assert told(one) == told(other)
     assert one.report.bytes_in - one.report.bytes_out == len(old) - len(path.read_bytes()) > 0
 
 
