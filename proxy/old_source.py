@@ -19,7 +19,7 @@ from proxy.errors import PeerError
 if TYPE_CHECKING:
     from proxy.net.connection import Connection
 
-SILENCE: Final = 0.2
+_SILENCE: Final = 0.2
 """Seconds until a source that has sent all is taken to wait; it needs microseconds, and on an emulated host more."""
 _PATIENCE: Final = 5.0
 """Seconds at most, for one that sends on after its end."""
@@ -31,6 +31,12 @@ def may_be_old(machine: str | None) -> bool:
     """Tell whether a guest's source may be older than QEMU 6.1, which no older one has the machine types of."""
     version = _MACHINE.fullmatch(machine or "")
     return version is None or tuple(map(int, version.groups())) < _SOUND
+
+
+async def let_wait(machine: str | None) -> None:
+    """Let a source that has sent all come to where it waits for an answer, where it may be an old one."""
+    if may_be_old(machine):
+        await trio.sleep(_SILENCE)
 
 
 async def fall_silent(source: "Connection", buffer: memoryview) -> None:
@@ -46,5 +52,5 @@ async def fall_silent(source: "Connection", buffer: memoryview) -> None:
         length = 1
         while length:
             length = 0
-            with trio.move_on_after(SILENCE):
+            with trio.move_on_after(_SILENCE):
                 length = await source.receive(buffer)

@@ -64,6 +64,10 @@ class IdField:
             value -= 1 << self.width
         return value
 
+    def change(self, old: int, new: int) -> str:
+        """Write what becomes of it from one value of the register to another, for people: `CSV2 1 -> 0`."""
+        return f"{self.name} {self.value(old)} -> {self.value(new)}"
+
     def takes(self, value: int, limit: int) -> bool:
         """Tell whether a host that has `limit` in this field takes `value`, both as from `value()`."""
         if value == limit:

@@ -144,7 +144,13 @@ def ways_to_start(hosts: Iterable["FleetHost"]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What becomes of a guest that goes from one host to another; None for changes that nothing allows."""
+    """What becomes of a guest that goes from one host to another.
+
+    Attributes:
+        changes: The registers, by id, that the destination does not take as they are.
+        goes: Whether the policy allows what has to change.
+        dangerous: Whether the guest would suffer though every register is taken.
+    """
 
     changes: frozenset[int]
     goes: bool
@@ -242,8 +248,7 @@ def _cost(pairs: _Pairs, group: list["FleetHost"], name: str) -> Cost | None:
             if less is None or less == value:
                 continue
             for field in differing(register, value, less):
-                what = f"{describe(register).name}.{field.name} {field.value(value)} -> {field.value(less)}"
-                fields[what] = None
+                fields[f"{describe(register).name}.{field.change(value, less)}"] = None
     return Cost(name, _LOSES[name], tuple(fields)) if fields else None
 
 

@@ -54,7 +54,7 @@ def probe_interrupts(vcpu: ScratchVcpu) -> HostInterrupts:
         its = _device(vcpu.vm, _VGIC_ITS)
         if its is not None:
             opened.callback(os.close, its)
-        _set(gic, _GROUP_CTRL, _CTRL_INIT, None)
+        _takes(gic, _GROUP_CTRL, _CTRL_INIT, None)
         own = _get(gic, _GROUP_CPU_SYSREGS, _ICC_CTLR)
         return HostInterrupts(
             versions,
@@ -79,7 +79,7 @@ def _taken(gic: int, own: int) -> tuple[TakenField, ...]:
         took = []
         for value in (*range(most, present, -1), *range(present - 1, -1, -1)):
             wanted = own & ~part.mask | value << part.low
-            if not _set(gic, _GROUP_CPU_SYSREGS, _ICC_CTLR, wanted):
+            if _takes(gic, _GROUP_CPU_SYSREGS, _ICC_CTLR, wanted):
                 took.append(value)
         if took:
             own = own & ~part.mask | min(took) << part.low
@@ -89,13 +89,13 @@ def _taken(gic: int, own: int) -> tuple[TakenField, ...]:
 
 def _revisions(its: int) -> tuple[int, ...]:
     """Try which revisions of its tables' layout an ITS takes: bits 15:12 of GITS_IIDR."""
-    _set(its, _GROUP_ADDR, _ADDR_ITS, _ITS_PLACE)
-    _set(its, _GROUP_CTRL, _CTRL_INIT, None)
+    _takes(its, _GROUP_ADDR, _ADDR_ITS, _ITS_PLACE)
+    _takes(its, _GROUP_CTRL, _CTRL_INIT, None)
     own = _get(its, _GROUP_ITS_REGS, _GITS_IIDR)
     if own is None:
         return ()
     candidates = [own & ~_REVISION_BITS | revision << 12 for revision in range(16)]
-    return tuple(its_revision(one) for one in candidates if not _set(its, _GROUP_ITS_REGS, _GITS_IIDR, one))
+    return tuple(its_revision(one) for one in candidates if _takes(its, _GROUP_ITS_REGS, _GITS_IIDR, one))
 
 
 def _device(vm: int, kind: int, flags: int = 0) -> "int | None":
@@ -120,13 +120,13 @@ def _get(device: int, group: int, attribute: int) -> "int | None":
     return value[0]
 
 
-def _set(device: int, group: int, attribute: int, value: "int | None") -> int:
-    """Try to set an attribute; return 0 when KVM takes it, otherwise the errno."""
+def _takes(device: int, group: int, attribute: int, value: "int | None") -> bool:
+    """Try to set an attribute; tell whether KVM takes the value."""
     try:
         _attribute(_SET_DEVICE_ATTR, device, group, attribute, None if value is None else array.array("Q", [value]))
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+    except OSError:
+        return False
+    return True
 
 
 def _attribute(request: int, device: int, group: int, attribute: int, value: "array.array[int] | None") -> None:

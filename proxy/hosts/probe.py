@@ -42,7 +42,7 @@ def probe_host(features: frozenset[Feature] | None = None, *, measured: bool = T
         KvmError: There is no arm64 KVM here, or it does not have a feature.
     """
     asked: _Asked | None = {} if measured else None
-    base = replace(_probe_kind(features, asked), interrupts=_probe_interrupts())
+    base = replace(_probe_kind(features, asked), timer_frequency=timer_frequency(), interrupts=_probe_interrupts())
     if features is not None:
         return base
     found = {base.kind: base}
@@ -95,7 +95,6 @@ def _probe_kind(features: frozenset[Feature] | None, asked: "_Asked | None") -> 
             kernel=f"{system.sysname} {system.release}",
             vcpu_features=tuple(sorted(feature.name for feature in vcpu.features)),
             sve_vector_lengths=vcpu.sve_vector_lengths(),
-            timer_frequency=timer_frequency(),
             taken=taken,
         )
 

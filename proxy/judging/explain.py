@@ -42,7 +42,7 @@ def lost_features(verdicts: Iterable[Verdict]) -> list[str]:
         if verdict.old is None or verdict.new is None or verdict.action is Action.ACCEPT:
             continue
         for field in lost_fields(verdict):
-            lost[f"{verdict.name}.{field.name} {field.value(verdict.old)} -> {field.value(verdict.new)}"] = None
+            lost[f"{verdict.name}.{field.change(verdict.old, verdict.new)}"] = None
     return list(lost)
 
 

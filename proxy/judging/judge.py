@@ -69,9 +69,9 @@ class Judge:
         if view is None:
             return {verdict.register: verdict.rule for verdict in [self._unknown_kind(registers, self.host)]}
         refused = self._asked(registers.items(), view.host)
-        return (
-            refused if self.host.interrupts is None else refused | refused_interrupts(self.host.interrupts, registers)
-        )
+        if self.host.interrupts is not None:
+            refused |= refused_interrupts(self.host.interrupts, registers)
+        return refused
 
     @property
     def started(self) -> "StartedQemu | None":

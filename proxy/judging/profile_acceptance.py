@@ -108,7 +108,7 @@ def _refused_when_asked(host: "HostProfile", taken: "Taken", register: int, valu
 
 def changes_of(fields: "Iterable[IdField]", value: int, own: int) -> str | None:
     """Write what would become of fields: `CSV2 1 -> 0, CSV3 1 -> 0`; None if there are none."""
-    return ", ".join(f"{field.name} {field.value(value)} -> {field.value(own)}" for field in fields) or None
+    return ", ".join(field.change(value, own) for field in fields) or None
 
 
 def _not_in_place_of(own: int) -> str:

@@ -39,7 +39,7 @@ def with_losses(policy: Policy, verdict: Verdict) -> Verdict:
         return verdict._replace(losses=losses)
     assert verdict.old is not None
     assert verdict.new is not None
-    what = ", ".join(f"{one.name} {one.value(verdict.old)} -> {one.value(verdict.new)}" for one in unnamed)
+    what = ", ".join(one.change(verdict.old, verdict.new) for one in unnamed)
     return verdict._replace(
         action=Action.REFUSE,
         rule=f"the guest would lose {what}, and the policy does not name that",

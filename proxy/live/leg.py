@@ -10,7 +10,7 @@ import trio
 from formats.channels.return_path import ReturnPathListener
 from proxy.errors import PeerError
 from proxy.net.pumps import pass_on, together
-from proxy.old_source import SILENCE, may_be_old
+from proxy.old_source import let_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,8 +159,8 @@ class Leg:
                 await self._source.send(view[:received])
                 self._listener.listen(view[:received])
         self._destination_ended = True
-        if self._listener.shut is None and self._rewriter.source_waits and may_be_old(self._rewriter.report.machine):
-            await trio.sleep(SILENCE)
+        if self._listener.shut is None and self._rewriter.source_waits:
+            await let_wait(self._rewriter.report.machine)
         await self._source.finish()
 
     def _check_confirmed(self) -> None:

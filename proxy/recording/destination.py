@@ -2,12 +2,10 @@
 
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from formats.channels.return_path import ReturnPathListener, pong, shut
 from formats.frame.records import CommandType
 from proxy.errors import PeerError, RefusedError
-from proxy.old_source import SILENCE, may_be_old
+from proxy.old_source import let_wait
 
 if TYPE_CHECKING:
     from formats.frame.event import Raw
@@ -144,8 +142,7 @@ class Alone:
             return
         self.over = True
         if self._follower.return_path:
-            if may_be_old(self._follower.machine):
-                await trio.sleep(SILENCE)
+            await let_wait(self._follower.machine)
             await self._say(shut(_DID_NOT_TAKE_IT))
             await self._source.finish()
 
