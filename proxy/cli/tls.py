@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from proxy.net.tls import ClientTls, ServerTls
+    from proxy.net.tls.roles import ClientTls, ServerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _credentials(
 ) -> TlsOptions:
     if listen_tls is None and connect_tls is None:
         return TlsOptions(None, None)
-    from proxy.net.tls import ClientTls, ServerTls
+    from proxy.net.tls.roles import ClientTls, ServerTls
 
     server = None if listen_tls is None else ServerTls(listen_tls, frozenset(clients))
     client = None if connect_tls is None else ClientTls(connect_tls, hostname)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from proxy.net.binding import Bound
     from proxy.net.connection import Connection
-    from proxy.net.tls import ServerTls
+    from proxy.net.tls.roles import ServerTls
     from proxy.report import Report
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})

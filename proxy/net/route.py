@@ -10,7 +10,7 @@ from proxy.net.transparent import Redirection
 if TYPE_CHECKING:
     from proxy.net.address import Address
     from proxy.net.connection import Connection
-    from proxy.net.tls import ClientTls
+    from proxy.net.tls.roles import ClientTls
 
 
 @dataclass(frozen=True, slots=True)

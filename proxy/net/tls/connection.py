@@ -11,7 +11,7 @@ import trio
 
 from proxy.errors import PeerError
 from proxy.net.connection import Connection, SocketConnection, acknowledge
-from proxy.net.tls_credentials import explained
+from proxy.net.tls.credentials import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,8 +21,8 @@ from proxy.net.address import TcpAddress, parse_address
 from proxy.net.binding import bound
 from proxy.net.connection import SocketConnection
 from proxy.net.route import Route
-from proxy.net.tls import ClientTls, ServerTls
-from proxy.net.tls_connection import TlsConnection
+from proxy.net.tls.connection import TlsConnection
+from proxy.net.tls.roles import ClientTls, ServerTls
 from proxy.report import Outcome, Report
 from tests.lab.pki import Authority
 from tests.proxy.helpers import R0, R3, SHUT_OK, judge, live, short, with_value

@@ -1,6 +1,6 @@
 """TLS: ended at the proxy, and begun anew towards the destination, with x509 credentials of each side's own.
 
-Here are the two roles, and the handshake; see `tls_credentials` for the folders, `tls_connection` for what follows.
+Here are the two roles, and the handshake; see `credentials` for the folders, `connection` for what follows.
 Credentials are read for every connection, so that renewed certificates need no restart.
 """
 
@@ -13,8 +13,8 @@ import trio
 
 from proxy.errors import ConfigError, PeerError
 from proxy.net.connection import Connection, SocketConnection
-from proxy.net.tls_connection import TlsConnection
-from proxy.net.tls_credentials import explained, load_credentials
+from proxy.net.tls.connection import TlsConnection
+from proxy.net.tls.credentials import explained, load_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
