@@ -81,6 +81,11 @@ if TYPE_CHECKING:
     help="A QMP socket of the destination's QEMU, a path or HOST:PORT, to ask what its -cpu turns off; for --kvm. "
     "Without, the process that listens at the dialled port is looked at, where it is on this host.",
 )
+@click.option(
+    "--require-tls",
+    is_flag=True,
+    help="With --transparent, where redirected connections may speak TLS or plain text: refuse those in plain text.",
+)
 @tls_options
 @judge_options
 def command(
@@ -97,6 +102,7 @@ def command(
     vmdesc_wait: float,
     source: str | None,
     destination_qmp: str | None,
+    require_tls: bool,
     tls: TlsOptions,
     options: JudgeOptions,
 ) -> None:
@@ -123,13 +129,16 @@ def command(
       # All migrations to this host, without a change to libvirt or OpenStack; 'transparent rules' redirects them.
       vmstate-proxy run --transparent --listen tcp:0.0.0.0:4444 --listen tcp:[::]:4444 \\
           --kvm --policy policy.toml --report migrations.jsonl
+      # The same where the hosts migrate with TLS (virsh migrate --tls), with the host's own credentials:
+      vmstate-proxy run --transparent --listen tcp:0.0.0.0:4444 --tls /etc/pki/qemu --require-tls \\
+          --kvm --policy policy.toml --report migrations.jsonl
     """
     if transparent == (connect is not None):
         raise click.UsageError(
             "say where migrations go on to: --connect URI, or --transparent for where redirected ones were going"
         )
-    if transparent and (tls.server or tls.client):
-        raise click.UsageError("--transparent carries migrations in plain text only; TLS needs --connect")
+    if require_tls and not (transparent and tls.server):
+        raise click.UsageError("--require-tls belongs to --transparent with --tls or --listen-tls")
     given = click.get_current_context().get_parameter_source
     for option in ("ports", "mark"):
         if not transparent and given(option) is not ParameterSource.DEFAULT:
@@ -151,14 +160,16 @@ def command(
         from proxy.net.route import Route
 
         config = SessionConfig(
-            route=Route(onward, tls.client),
+            route=Route(onward, tls.client, tls_follows=transparent and tls.server is not None),
             judge=judge,
             allow_no_return_path=allow_no_return_path,
             device_state_limit=options.device_state_limit,
             vmdesc_wait=vmdesc_wait,
             source=vcpus,
         )
-        exit_code = trio.run(Relay(config, once, say, reports.add, tls.server, reports.reopen, sources).run, *bounds)
+        plain_too = transparent and not require_tls
+        relay = Relay(config, once, say, reports.add, tls.server, reports.reopen, sources, plain_too)
+        exit_code = trio.run(relay.run, *bounds)
     raise click.exceptions.Exit(exit_code)
 
 

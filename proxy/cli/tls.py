@@ -28,6 +28,13 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options, and pass what they said as `tls`."""
 
     @click.option(
+        "--tls",
+        "both",
+        metavar="DIR",
+        help="TLS on both sides with the credentials of one folder, as a host has them in /etc/pki/qemu: the same as "
+        "--listen-tls DIR --connect-tls DIR.",
+    )
+    @click.option(
         "--listen-tls",
         metavar="DIR",
         help="Have sources speak TLS, and show a certificate. DIR holds ca-cert.pem, server-cert.pem, server-key.pem, "
@@ -53,6 +60,7 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(
         *args: Any,  # noqa: ANN401 - click's
+        both: str | None,
         listen_tls: str | None,
         connect_tls: str | None,
         tls_hostname: str | None,
@@ -61,6 +69,10 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
         connect_plain: bool,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        if both is not None:
+            if listen_tls is not None or connect_tls is not None:
+                raise click.UsageError("--tls is for both sides; give it alone, or --listen-tls and --connect-tls")
+            listen_tls = connect_tls = both
         for side, other, given, plain in (
             ("listen", "connect", listen_tls, listen_plain),
             ("connect", "listen", connect_tls, connect_plain),
@@ -74,7 +86,7 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
                     f"that is meant, say --{side}-plain"
                 )
         if "" in (listen_tls, connect_tls, *clients):
-            raise click.UsageError("--listen-tls, --connect-tls and --tls-allow-client want a value")
+            raise click.UsageError("--tls, --listen-tls, --connect-tls and --tls-allow-client want a value")
         if tls_hostname is not None and connect_tls is None:
             raise click.UsageError("--tls-hostname is for --connect-tls")
         if clients and listen_tls is None:
@@ -92,7 +104,8 @@ def _credentials(
     from proxy.net.tls.roles import ClientTls, ServerTls
 
     server = None if listen_tls is None else ServerTls(listen_tls, frozenset(clients))
-    client = None if connect_tls is None else ClientTls(connect_tls, hostname)
+    own = listen_tls if listen_tls == connect_tls else None
+    client = None if connect_tls is None else ClientTls(connect_tls, hostname, own)
     for side in (server, client):
         if side is not None:
             side.check()

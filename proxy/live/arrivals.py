@@ -7,14 +7,16 @@ import trio
 from formats.channels.multifd import channel_guest
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.live.server_first import SILENCE, wait_first_word
+from proxy.net.tls.roles import speaks_tls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from proxy.live.session import Session
     from proxy.live.under_way import UnderWay
     from proxy.net.connection import Connection
     from proxy.net.route import Route
+    from proxy.net.tls.roles import ServerTls
 
 _CHANNEL_WAIT: Final = 10.0
 """Seconds that a channel waits for its migration, which may be accepted a little later."""
@@ -26,18 +28,77 @@ _SILENCE: Final = 0.05
 class Arrivals:
     """Finds out what connections are, by what they begin with and by the migrations that are under way."""
 
-    def __init__(self, route: "Route", under_way: "UnderWay", say: "Callable[[str], None]") -> None:
-        """Make it for one relay; `say` takes one line for the operator."""
+    def __init__(
+        self,
+        route: "Route",
+        under_way: "UnderWay",
+        say: "Callable[[str], None]",
+        tls: "ServerTls | None" = None,
+        *,
+        plain_too: bool = False,
+    ) -> None:
+        """Make it for one relay.
+
+        Args:
+            route: Where connections go on to.
+            under_way: The migrations that they may belong to.
+            say: Takes one line for the operator.
+            tls: What sources speak; None for plain text.
+            plain_too: Whether, with `tls`, they may speak plain text, too.
+        """
         self._route = route
         self._under_way = under_way
         self._say = say
+        self._tls = tls
+        self._plain_too = plain_too
 
-    async def wait_begin(self, session: "Session", source: "Connection") -> "Session | Connection | None":
+    async def wait_begin(self, session: "Session") -> "Session | Connection | None":
+        """Wait for what a connection begins with; where it begins TLS, for what comes within.
+
+        Returns and raises as `_first_word` does; besides
+
+        Raises:
+            RefusedError: It speaks plain text, and may not.
+            PeerError: It is not let in.
+        """
+        if self._tls is None:
+            return await self._first_word(session, session.wait_begin)
+        if not self._route.redirects and not self._plain_too:
+            await session.welcome(self._tls)
+            return await self._first_word(session, session.wait_begin)
+        return await self._tls_or_plain(session, self._tls)
+
+    async def _tls_or_plain(self, session: "Session", tls: "ServerTls") -> "Session | Connection | None":
+        """Let the first byte tell; a connection that is redirected may be one on which the destination speaks first."""
+        encrypted = False
+
+        async def look() -> bool:
+            nonlocal encrypted
+            encrypted = await speaks_tls(session.source)
+            return encrypted or await session.wait_begin()
+
+        found = await self._first_word(session, look)
+        if encrypted:
+            self._route.check_not_own(session.source)
+            await session.welcome(tls)
+            return await self._first_word(session, session.wait_begin)
+        silent_channel = found is not None and found in self._under_way
+        if not self._plain_too and (session.opening or silent_channel):
+            raise RefusedError("it speaks plain text, and --require-tls has sources speak TLS")
+        return found
+
+    async def _first_word(
+        self, session: "Session", wait: "Callable[[], Awaitable[bool]]"
+    ) -> "Session | Connection | None":
         """Wait for what a connection begins with.
 
         A preempt channel says nothing until the destination asks for pages over the main channel. What was redirected
         may be no migration at all; see `server_first`. When no more migrations are taken, connections that say
         nothing and belong to none are let go.
+
+        Args:
+            session: What the connection is taken for so far.
+            wait: Waits for its first bytes; False when it leaves without a word.
 
         Returns:
             The migration that it is the preempt channel of; or the destination's connection, where the destination
@@ -47,11 +108,15 @@ class Arrivals:
             RefusedError: It is the proxy's own.
             PeerError: The destination of a silent one cannot be reached.
         """
+        source = session.source
         greeted: Connection | None = None
+        begun = False
         problem: ProxyError | None = None
 
         async def begin(scope: trio.CancelScope) -> None:
-            if not await session.wait_begin():
+            nonlocal begun
+            begun = await wait()
+            if not begun:
                 self._say(f"{source.name} connected and left without a word")
             scope.cancel()
 
@@ -70,7 +135,7 @@ class Arrivals:
             await trio.sleep(SILENCE)
             try:
                 self._route.check_not_own(source)
-                destination = await session.dial()
+                destination = await session.reach()
                 session.take(destination)
                 await wait_first_word(destination)
                 greeted = destination
@@ -81,9 +146,9 @@ class Arrivals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(begin, nursery.cancel_scope)
             nursery.start_soon(claim, nursery.cancel_scope)
-            if self._route.redirects:
+            if self._route.redirects and not session.over_tls:
                 nursery.start_soon(dial_on, nursery.cancel_scope)
-        if session.opening or session.gone:
+        if begun or session.gone:
             return None
         if problem is not None:
             session.reject()

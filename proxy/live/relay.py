@@ -46,7 +46,8 @@ class Relay:
         once: Whether to take one migration and stop; what sends something else does not count.
         say: Takes one line for the operator.
         on_report: Takes the report of every migration that ended.
-        tls: What sources must speak; None for plain text.
+        tls: What sources speak; None for plain text.
+        plain_too: Whether, with `tls`, they may speak plain text, too: redirected ones may be of either kind.
         on_hangup: Is called on SIGHUP, which ends nothing.
         sources: Who may connect.
     """
@@ -58,6 +59,7 @@ class Relay:
     tls: "ServerTls | None" = None
     on_hangup: "Callable[[], None]" = lambda: None
     sources: AllowedSources = field(default_factory=AllowedSources)
+    plain_too: bool = False
     _begun: int = 0
     _taken: bool = False
     _exit_code: ExitCode = ExitCode.OK
@@ -65,7 +67,9 @@ class Relay:
     _arrivals: Arrivals = field(init=False)
 
     def __post_init__(self) -> None:
-        self._arrivals = Arrivals(self.config.route, self._under_way, lambda line: self.say(line))
+        self._arrivals = Arrivals(
+            self.config.route, self._under_way, lambda line: self.say(line), self.tls, plain_too=self.plain_too
+        )
 
     async def run(self, *bounds: "Bound") -> ExitCode:
         """Take migrations from what is bound, until told to stop; then it is closed.
@@ -140,25 +144,24 @@ class Relay:
             self.say(f"{source.name} is refused: {error}")
             source.reset()
             return
-        if self.tls is not None:
-            try:
-                source = await self.tls.welcome(source)
-            except ProxyError as error:
-                self.say(f"{source.name}: {error}")
-                return
         try:
             session = Session(self.config, source)
-            session.on_change = self._under_way.tell_change
-            what = await self._arrivals.wait_begin(session, source)
-            self.config.route.check_not_own(source)
         except RefusedError as error:
             self.say(f"{source.name} is refused: {error}")
             source.reset()
+            return
+        session.on_change = self._under_way.tell_change
+        try:
+            what = await self._arrivals.wait_begin(session)
+            self.config.route.check_not_own(session.source)
+        except RefusedError as error:
+            self.say(f"{source.name} is refused: {error}")
+            session.reject()
         except PeerError as error:
             self.say(f"{source.name}: {error}")
-            source.reset()
+            session.reject()
         else:
-            await self._serve_what(what, session, source)
+            await self._serve_what(what, session, session.source)
 
     async def _serve_what(self, what: "Session | Connection | None", session: Session, source: "Connection") -> None:
         """Carry a connection that `Arrivals.wait_begin` has looked at."""
@@ -169,9 +172,11 @@ class Relay:
             where = session.key[1]
             self.say(f"{source.name}: no migration, the destination speaks first; passed on as it is to {where}")
             try:
-                await carry(source, what)
+                await carry(source, what, tls_only=self.tls is not None and not self.plain_too)
             except PeerError as error:
                 self.say(f"{source.name}: {error}")
+            except RefusedError as error:
+                self.say(f"{source.name} is refused: {error}")
         elif not session.opening:
             session.reject()
         elif is_channel(session.opening):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from formats.frame.event import Raw
     from proxy.live.session_config import SessionConfig
     from proxy.net.connection import Connection
+    from proxy.net.tls.roles import ServerTls
 
 _BUFFER: Final = 1 << 20
 _OPENING: Final = 4096
@@ -46,6 +47,7 @@ class Session:
         advised: Set when the source has announced that it may go over to postcopy.
         guest: The UUID that its multifd channels name; None before the first.
         channels: The connections beside its main one.
+        over_tls: Whether its source speaks TLS.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
         on_pause: Takes one line for the operator when the migration pauses.
     """
@@ -77,6 +79,7 @@ class Session:
         self.channels = SideChannels(self._all_sent, self.report, self._lose)
         self._opening = memoryview(b"")
         self._left = False
+        self.over_tls = False
 
     @property
     def report(self) -> Report:
@@ -87,6 +90,11 @@ class Session:
     def opening(self) -> memoryview:
         """What the source sent first, once `wait_begin` has returned True."""
         return self._opening
+
+    @property
+    def source(self) -> "Connection":
+        """The connection that its source made, as it is spoken on now."""
+        return self._source
 
     @property
     def gone(self) -> bool:
@@ -125,6 +133,15 @@ class Session:
     def last_call(self) -> None:
         """Wait for no recovery any more."""
         self._recovery.last_call()
+
+    async def welcome(self, tls: "ServerTls") -> None:
+        """Shake hands with a source that speaks TLS.
+
+        Raises:
+            PeerError: It is not let in; its connection is closed.
+        """
+        self._source = await tls.welcome(self._source)
+        self.over_tls = True
 
     async def wait_begin(self) -> bool:
         """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
@@ -264,7 +281,7 @@ class Session:
         return await give_back(self._source, self._rewriter, self._buffer)
 
     def take(self, destination: "Connection") -> None:
-        """Take a connection to the destination that has been made already, in place of the first that would be."""
+        """Take a connection to the destination that `reach` has made, in place of the first that would be."""
         self._made = destination
 
     def reject(self) -> None:
@@ -277,10 +294,19 @@ class Session:
         """Connect to the destination.
 
         Raises:
-            PeerError: It cannot be reached.
+            PeerError: It cannot be reached, or not be trusted.
         """
         made, self._made = self._made, None
-        return made or await self._config.route.dial(self._address)
+        connection = made or await self.reach()
+        return await self._config.route.secure(connection, self._address, source_speaks_tls=self.over_tls)
+
+    async def reach(self) -> "Connection":
+        """Connect to the destination, with no TLS yet.
+
+        Raises:
+            PeerError: It cannot be reached.
+        """
+        return await self._config.route.dial(self._address)
 
     def _lose(self, error: PeerError) -> None:
         """End the leg at hand."""

@@ -22,6 +22,9 @@ class UnderWay:
         self._sessions: list[Session] = []
         self._changed = trio.Event()
 
+    def __contains__(self, what: object) -> bool:
+        return any(one is what for one in self._sessions)
+
     def __len__(self) -> int:
         return len(self._sessions)
 

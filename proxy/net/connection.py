@@ -88,12 +88,29 @@ class SocketConnection(Connection):
             sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
 
+    @property
+    def stays_here(self) -> bool:
+        """Whether its other end is on this machine: the kernel takes the address that is dialled for its own end."""
+        try:
+            return bool(self.socket.getpeername()[0] == self.socket.getsockname()[0])
+        except OSError:
+            return False
+
     async def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Connection.receive`."""
         with self._translated():
             length = await self._when(trio.lowlevel.wait_readable, os.readv, [buffer])
             acknowledge(self.socket, length)
         return length
+
+    async def peek(self, length: int) -> bytes:
+        """Wait for bytes, and return up to `length` of them, which can still be received; none at the end.
+
+        Raises:
+            PeerError: The connection broke.
+        """
+        with self._translated():
+            return await self.socket.recv(length, trio.socket.MSG_PEEK)
 
     async def send(self, data: "Raw") -> None:
         """Send all of `data`; see `Connection.send`."""

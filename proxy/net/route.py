@@ -20,10 +20,12 @@ class Route:
     Attributes:
         destination: Where it listens; or how to learn that from each connection, where these are redirected.
         tls: What is spoken there; None for plain text.
+        tls_follows: Whether it is spoken there for those sources only that speak TLS themselves.
     """
 
     destination: "Address | Redirection"
     tls: "ClientTls | None" = None
+    tls_follows: bool = False
 
     @property
     def _redirection(self) -> Redirection | None:
@@ -54,14 +56,25 @@ class Route:
             self._redirection.check_not_own(source)
 
     async def dial(self, address: "Address") -> "Connection":
-        """Connect to the destination.
+        """Connect to the destination; `secure` is to follow.
 
         Raises:
-            PeerError: It cannot be reached, or not be trusted.
+            PeerError: It cannot be reached.
         """
         connection = await dial(address, mark=self._redirection.mark if self._redirection else None)
         if self._redirection:
             self._redirection.add_dialled(connection)
-        if self.tls is None:
+        return connection
+
+    async def secure(self, connection: "Connection", address: "Address", *, source_speaks_tls: bool) -> "Connection":
+        """Return a connection that was dialled, with TLS on it where that is to be spoken.
+
+        Raises:
+            PeerError: The destination cannot be trusted; the connection is closed.
+        """
+        if self.tls is None or (self.tls_follows and not source_speaks_tls):
             return connection
-        return await self.tls.greet(connection, address.host if isinstance(address, TcpAddress) else "")
+        host = address.host if isinstance(address, TcpAddress) else ""
+        if self._redirection is None:
+            return await self.tls.greet(connection, host)
+        return await self.tls.greet(connection, host, self._redirection.add_dialled)

@@ -20,6 +20,7 @@ from proxy.errors import ConfigError, RefusedError
 from proxy.net.address import TcpAddress
 from proxy.net.connection import SocketConnection
 from proxy.net.redirection import DEFAULT_MARK
+from proxy.net.tls.connection import TlsConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +55,7 @@ class Redirection:
     def __init__(self, ports: "PortRange", mark: int = DEFAULT_MARK) -> None:
         self.ports = ports
         self.mark = mark
-        self._dialled: weakref.WeakSet[SocketConnection] = weakref.WeakSet()
+        self._dialled: weakref.WeakSet[SocketConnection | TlsConnection] = weakref.WeakSet()
 
     def __str__(self) -> str:
         return f"the original destinations of redirected connections, ports {self.ports}"
@@ -105,7 +106,7 @@ class Redirection:
 
     def add_dialled(self, connection: "Connection") -> None:
         """Remember a connection that this proxy made, for as long as it is open."""
-        if isinstance(connection, SocketConnection):
+        if isinstance(connection, SocketConnection | TlsConnection):
             self._dialled.add(connection)
 
     def check_not_own(self, source: "Connection") -> None:
@@ -143,11 +144,11 @@ def _tracked(source: SocketConnection) -> TcpAddress | None:
     return TcpAddress(str(ipaddress.ip_address(host)), port)
 
 
-def _own_address(connection: SocketConnection) -> TcpAddress:
+def _own_address(connection: SocketConnection | TlsConnection) -> TcpAddress:
     return _address(connection.socket.getsockname())
 
 
-def _peer_address(connection: SocketConnection) -> TcpAddress | None:
+def _peer_address(connection: SocketConnection | TlsConnection) -> TcpAddress | None:
     """Return the peer's address; None when the connection is gone."""
     try:
         return _address(connection.socket.getpeername())

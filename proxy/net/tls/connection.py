@@ -28,7 +28,11 @@ _TURN: Final = 64
 
 
 class TlsConnection(Connection):
-    """A connection over TLS, straight on its socket."""
+    """A connection over TLS, straight on its socket.
+
+    Attributes:
+        socket: The socket, for its addresses.
+    """
 
     def __init__(self, below: SocketConnection, wrap: "Callable[[socket.socket], ssl.SSLSocket]") -> None:
         super().__init__(below.peer, below.name, below.host)
@@ -39,7 +43,7 @@ class TlsConnection(Connection):
         self._since_turn = 0
         self._broken: OSError | None = None
         try:
-            self._socket = wrap(raw)
+            self.socket = wrap(raw)
         except BaseException:
             raw.close()
             raise
@@ -47,18 +51,18 @@ class TlsConnection(Connection):
     @property
     def common_name(self) -> str:
         """The common name of the peer's certificate; empty where it has none."""
-        certificate = self._socket.getpeercert() or {}
+        certificate = self.socket.getpeercert() or {}
         subject: Any = certificate.get("subject", ())
         return next((value for rdn in subject for key, value in rdn if key == "commonName"), "")
 
     async def shake_hands(self) -> None:
         """Do the handshake; raises PeerError."""
-        await self._patiently(self._socket.do_handshake)
+        await self._patiently(self.socket.do_handshake)
 
     async def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Connection.receive`."""
         length = await self._patiently(partial(self._receive, buffer))
-        acknowledge(self._socket, length)
+        acknowledge(self.socket, length)
         return length
 
     async def send(self, data: "bytes | bytearray | memoryview") -> None:
@@ -66,7 +70,7 @@ class TlsConnection(Connection):
         with memoryview(data) as view:
             sent = 0
             while sent < len(view):
-                sent += await self._patiently(partial(self._socket.send, view[sent:]))
+                sent += await self._patiently(partial(self.socket.send, view[sent:]))
 
     async def finish(self) -> None:
         """Send close_notify, and carry the half-close over; see `Connection.finish`."""
@@ -74,19 +78,19 @@ class TlsConnection(Connection):
         self._say_goodbye()
         with suppress(OSError):
             # The method of SSLSocket would make it a plain one, for the other direction, too.
-            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def close(self) -> None:
         """Close it in order."""
-        if self._socket.fileno() >= 0:
+        if self.socket.fileno() >= 0:
             self._say_goodbye()
             self._close()
 
     def reset(self) -> None:
         """Close it with a TCP reset; see `SocketConnection.reset`."""
-        if self._socket.fileno() >= 0:
-            if self._socket.family != socket.AF_UNIX:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if self.socket.fileno() >= 0:
+            if self.socket.family != socket.AF_UNIX:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._close()
 
     def _receive(self, buffer: memoryview) -> int:
@@ -101,7 +105,7 @@ class TlsConnection(Connection):
         # A record has 16 KiB at most; as many as have come are taken at once.
         filled, most = 0, min(len(buffer), _AT_ONCE)
         try:
-            while filled < most and (length := self._socket.recv_into(buffer[filled:most])):
+            while filled < most and (length := self.socket.recv_into(buffer[filled:most])):
                 filled += length
         except ssl.SSLZeroReturnError:
             pass  # both have said goodbye
@@ -115,8 +119,8 @@ class TlsConnection(Connection):
         return filled
 
     def _close(self) -> None:
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
+        trio.lowlevel.notify_closing(self.socket)
+        self.socket.close()
 
     def _say_goodbye(self) -> None:
         """Send close_notify as far as that goes at once; what the peer still sends can be received after it."""
@@ -124,12 +128,12 @@ class TlsConnection(Connection):
             return
         try:
             # Python's goodbye waits for the peer's, and takes what stands before it for an error.
-            while data := self._socket.recv(_RECORD):
+            while data := self.socket.recv(_RECORD):
                 self._unread += data
         except OSError:
             pass
         try:
-            self._socket.unwrap()
+            self.socket.unwrap()
             self._ended = True  # the peer had said goodbye before
         except ssl.SSLZeroReturnError:
             self._ended = True  # it had ended, if only the socket, and takes no goodbye any more
@@ -149,9 +153,9 @@ class TlsConnection(Connection):
                 try:
                     return operation()
                 except ssl.SSLWantReadError:
-                    await _waited(trio.lowlevel.wait_readable, self._socket)
+                    await _waited(trio.lowlevel.wait_readable, self.socket)
                 except ssl.SSLWantWriteError:
-                    await _waited(trio.lowlevel.wait_writable, self._socket)
+                    await _waited(trio.lowlevel.wait_writable, self.socket)
                 self._since_turn = 0
         except (OSError, trio.ClosedResourceError) as error:
             raise PeerError(self.peer, f"broke the connection: {explained(error)}") from error

@@ -69,6 +69,26 @@ def load_credentials(context: ssl.SSLContext, folder: str, role: str) -> ssl.SSL
     return context
 
 
+def own_names(folder: str) -> list[str]:
+    """Return the host names and addresses that a folder's server-cert.pem is made for, in its order.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    from cryptography import x509
+
+    path = os.path.join(folder, "server-cert.pem")
+    try:
+        with open(path, "rb") as file:
+            extensions = x509.load_pem_x509_certificate(file.read()).extensions
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
+
+
 def _no_password() -> str:
     raise OSError(None, "the key is encrypted, and there is nobody to ask")
 

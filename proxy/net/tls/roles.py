@@ -14,7 +14,7 @@ import trio
 from proxy.errors import ConfigError, PeerError
 from proxy.net.connection import Connection, SocketConnection
 from proxy.net.tls.connection import TlsConnection
-from proxy.net.tls.credentials import explained, load_credentials
+from proxy.net.tls.credentials import explained, load_credentials, own_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,26 +65,62 @@ class ClientTls:
     Attributes:
         folder: ca-cert.pem, client-cert.pem, client-key.pem; ca-crl.pem if there is one.
         hostname: Whose certificate the destination must show; None for the host that is dialled.
+        own: A folder with server-cert.pem, where destinations on this host have the proxy's own: redirected connections
+            tell an address, and such a certificate may have been made for the host's name alone.
     """
 
     folder: str
     hostname: str | None = None
+    own: str | None = None
 
     def check(self) -> None:
         """Read the credentials once; see `ServerTls.check`."""
         self._context()
 
-    async def greet(self, destination: Connection, host: str) -> Connection:
-        """Shake hands with a destination that was dialled; see `_shaken`."""
-        name = self.hostname or host
+    async def greet(
+        self, destination: Connection, host: str, on_made: "Callable[[Connection], None]" = lambda _: None
+    ) -> Connection:
+        """Shake hands with a destination that was dialled; see `_shaken`.
+
+        Args:
+            destination: The connection to it.
+            host: What was dialled.
+            on_made: Gets the connection that takes the place of `destination`, before the handshake.
+        """
+        try:
+            name = self.hostname or self._own_name(destination, host) or host
+        except ConfigError as error:
+            destination.reset()
+            raise PeerError("destination", f"cannot be spoken to: {error}") from error
         if not name:
             destination.reset()
             problem = f"at {destination.name} has no host name that could be checked; give it one by --tls-hostname"
             raise PeerError("destination", problem)
-        return await _shaken(destination, self._context, server_hostname=name)
+        return await _shaken(destination, self._context, on_made, server_hostname=name)
+
+    def _own_name(self, destination: Connection, host: str) -> str | None:
+        """Return what a destination on this host is called, where its certificate is not made for its address."""
+        if self.own is None or not isinstance(destination, SocketConnection) or not destination.stays_here:
+            return None
+        names = own_names(self.own)
+        return None if host in names else next(iter(names), None)
 
     def _context(self) -> ssl.SSLContext:
         return load_credentials(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.folder, "client")
+
+
+_HANDSHAKE_RECORD: Final = 0x16
+"""The first byte of a ClientHello, and of nothing that begins a migration or one of its channels. Source: RFC 8446,
+section 5.1 (ContentType)."""
+
+
+async def speaks_tls(source: Connection) -> bool:
+    """Wait for what a source says first, and leave it where it is; tell whether it begins a TLS handshake.
+
+    Raises:
+        PeerError: The connection broke.
+    """
+    return isinstance(source, SocketConnection) and await source.peek(1) == bytes([_HANDSHAKE_RECORD])
 
 
 _OPTIONS: Final[dict[str, Any]] = {"do_handshake_on_connect": False, "suppress_ragged_eofs": True}
@@ -95,6 +131,7 @@ stream lacks is found by the parser, and by who waits for SHUT."""
 async def _shaken(
     below: Connection,
     make_context: "Callable[[], ssl.SSLContext]",
+    on_made: "Callable[[Connection], None]" = lambda _: None,
     **options: Any,  # noqa: ANN401 - of wrap_socket
 ) -> TlsConnection:
     """Shake hands on a connection.
@@ -115,6 +152,7 @@ async def _shaken(
         connection = TlsConnection(below, partial(context.wrap_socket, **_OPTIONS, **options))
     except (OSError, ValueError, TypeError) as error:
         raise PeerError(below.peer, f"cannot be spoken to: {error}") from error
+    on_made(connection)
     try:
         with trio.fail_after(_HANDSHAKE_TIMEOUT):
             await connection.shake_hands()

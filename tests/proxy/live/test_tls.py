@@ -269,9 +269,9 @@ async def test_a_peer_that_ended_in_order_and_can_be_told_no_goodbye_has_ended(t
     """As QEMU's multifd channels do: an end of file, then a reset, as something that was sent to it lies unread."""
     one, other = await both_ends(near.folder(tmp_path / "both", "server", "client"))
     await one.send(b"unread")
-    socket.socket.shutdown(other._socket, socket.SHUT_RDWR)
-    os.close(other._socket.detach())
-    await trio.lowlevel.wait_readable(one._socket)
+    socket.socket.shutdown(other.socket, socket.SHUT_RDWR)
+    os.close(other.socket.detach())
+    await trio.lowlevel.wait_readable(one.socket)
     await one.finish()
     assert await one.receive(memoryview(bytearray(1))) == 0
     one.close()
