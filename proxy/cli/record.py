@@ -5,6 +5,7 @@ import click
 from proxy.cli.given_once import OnceEach
 from proxy.cli.options import check_is_free, force_option
 from proxy.cli.run import say
+from proxy.cli.tls import TlsOptions, tls_options
 from proxy.stdio import STDIO
 from proxy.stop_signals import outlive_the_terminal
 
@@ -27,9 +28,17 @@ from proxy.stop_signals import outlive_the_terminal
     "to keep its guest: it stops it as soon as all is sent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON that says what came of it.")
+@tls_options
 @force_option
 def command(
-    *, target: str, listen: str, connect: str | None, allow_no_return_path: bool, as_json: bool, force: bool
+    *,
+    target: str,
+    listen: str,
+    connect: str | None,
+    allow_no_return_path: bool,
+    as_json: bool,
+    tls: TlsOptions,
+    force: bool,
 ) -> None:
     """Take one migration, and keep in OUT what the source sends, byte for byte.
 
@@ -58,6 +67,8 @@ def command(
       # Record a migration between two hosts while it happens, and look at what passed:
       vmstate-proxy record --listen tcp:127.0.0.1:4444 --connect tcp:10.0.0.7:49152 guest.stream.xz
       vmstate-proxy inspect guest.stream.xz
+      # The same where the two speak TLS, with the credentials of this host:
+      vmstate-proxy record --listen tcp:10.0.0.1:4444 --connect tcp:rack7:49152 --tls /etc/pki/qemu guest.stream
     """
     import trio
 
@@ -69,7 +80,12 @@ def command(
     if target == STDIO and as_json:
         raise click.UsageError("OUT and --json cannot both be standard output")
     check_is_free(target, force=force)
-    config = RecordConfig(None if connect is None else parse_address(connect), allow_no_return_path)
+    config = RecordConfig(
+        None if connect is None else parse_address(connect),
+        allow_no_return_path,
+        source_tls=tls.server,
+        destination_tls=tls.client,
+    )
     address = parse_address(listen)
     outlive_the_terminal()
     report = trio.run(record, address, config, RecordingFile(target), say)

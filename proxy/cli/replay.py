@@ -6,6 +6,7 @@ from proxy.captures.rewriting import holds_mapped_ram
 from proxy.captures.stream_files import open_stream
 from proxy.cli.given_once import OnceEach
 from proxy.cli.progress import progress_on
+from proxy.cli.tls import credentials
 from proxy.errors import RefusedError
 from proxy.stop_signals import outlive_the_terminal
 
@@ -19,8 +20,18 @@ from proxy.stop_signals import outlive_the_terminal
     type=click.FloatRange(0, min_open=True),
     help="Send so many MiB a second; without it, as fast as the destination takes them.",
 )
+@click.option(
+    "--tls",
+    metavar="DIR",
+    help="Speak TLS. DIR holds ca-cert.pem, and client-cert.pem and client-key.pem where the destination wants them.",
+)
+@click.option(
+    "--tls-hostname", metavar="NAME", help="Whose certificate the destination must show, if not that of URI's host."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON that says what came of it.")
-def command(*, stream: str, destination: str, rate: float | None, as_json: bool) -> None:
+def command(
+    *, stream: str, destination: str, rate: float | None, tls: str | None, tls_hostname: str | None, as_json: bool
+) -> None:
     """Send the captured STREAM to the destination QEMU that listens at URI, as a source would.
 
     STREAM may be compressed with xz, gzip or bzip2; - is standard input. URI is tcp:HOST:PORT, and may be that of
@@ -46,8 +57,11 @@ def command(*, stream: str, destination: str, rate: float | None, as_json: bool)
     import trio
 
     from proxy.net.address import parse_address
-    from proxy.recording.replay import replay
+    from proxy.recording.replay import Replay, replay
 
+    if tls_hostname is not None and tls is None:
+        raise click.UsageError("--tls-hostname is for --tls")
+    spoken = credentials(None, tls, tls_hostname).client
     address = parse_address(destination)
     outlive_the_terminal()
     with open_stream(stream) as source, progress_on(stream, source) as progress:
@@ -56,7 +70,8 @@ def command(*, stream: str, destination: str, rate: float | None, as_json: bool)
                 f"{stream}: this is a mapped-ram file, which no QEMU takes from a socket; have it load the file: "
                 "-incoming file:PATH, with the capability mapped-ram"
             )
-        report = trio.run(replay, source, address, None if rate is None else rate * (1 << 20), progress)
+        it = Replay(source, rate=None if rate is None else rate * (1 << 20), tls=spoken)
+        report = trio.run(replay, it, address, progress)
     if as_json:
         click.echo(report.as_json())
     click.echo(f"vmstate-proxy: {stream}: {report.summary()}", err=True)

@@ -25,7 +25,7 @@ class TlsOptions:
 
 
 def tls_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options, and pass what they said as `tls`."""
+    """Add the options to a command that has `connect`, and pass what they said as `tls`."""
 
     @click.option(
         "--tls",
@@ -43,7 +43,8 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--connect-tls",
         metavar="DIR",
-        help="Speak TLS to the destination. DIR holds ca-cert.pem, client-cert.pem, client-key.pem.",
+        help="Speak TLS to the destination. DIR holds ca-cert.pem, and client-cert.pem and client-key.pem where the "
+        "destination wants them.",
     )
     @click.option(
         "--tls-hostname", metavar="NAME", help="Whose certificate the destination must show, if not --connect's host's."
@@ -55,6 +56,13 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
         multiple=True,
         help="Take only sources whose certificate has this common name; may be given more than once.",
     )
+    @click.option(
+        "--tls-any-client",
+        "anyone",
+        is_flag=True,
+        help="Take sources that show no certificate, too, as libvirt's migrate_tls_x509_verify = 0 does. Whoever "
+        "reaches the port can then send a guest.",
+    )
     @click.option("--listen-plain", is_flag=True, help="Take sources in plain text though --connect-tls is given.")
     @click.option("--connect-plain", is_flag=True, help="Speak plain text onwards though --listen-tls is given.")
     @functools.wraps(command)
@@ -65,45 +73,65 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
         connect_tls: str | None,
         tls_hostname: str | None,
         clients: tuple[str, ...],
+        anyone: bool,
         listen_plain: bool,
         connect_plain: bool,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        goes_on = kwargs["connect"] is not None or kwargs.get("transparent", False)
         if both is not None:
             if listen_tls is not None or connect_tls is not None:
                 raise click.UsageError("--tls is for both sides; give it alone, or --listen-tls and --connect-tls")
-            listen_tls = connect_tls = both
-        for side, other, given, plain in (
-            ("listen", "connect", listen_tls, listen_plain),
-            ("connect", "listen", connect_tls, connect_plain),
-        ):
-            if given is not None and plain:
-                raise click.UsageError(f"--{side}-tls and --{side}-plain exclude each other")
-            other_given = connect_tls if side == "listen" else listen_tls
-            if given is None and other_given is not None and not plain:
-                raise click.UsageError(
-                    f"--{other}-tls is given, and no --{side}-tls: the guest's memory would go in plain text there; if "
-                    f"that is meant, say --{side}-plain"
-                )
+            listen_tls, connect_tls = both, both if goes_on else None
+        if not goes_on and (connect_tls is not None or connect_plain):
+            raise click.UsageError("--connect-tls and --connect-plain are for --connect")
+        _check_sides(listen_tls, connect_tls, listen_plain=listen_plain, connect_plain=connect_plain or not goes_on)
         if "" in (listen_tls, connect_tls, *clients):
             raise click.UsageError("--tls, --listen-tls, --connect-tls and --tls-allow-client want a value")
         if tls_hostname is not None and connect_tls is None:
             raise click.UsageError("--tls-hostname is for --connect-tls")
         if clients and listen_tls is None:
             raise click.UsageError("--tls-allow-client is for --listen-tls")
-        return command(*args, tls=_credentials(listen_tls, connect_tls, tls_hostname, clients), **kwargs)
+        if anyone and (clients or listen_tls is None):
+            raise click.UsageError("--tls-any-client is for --listen-tls, without --tls-allow-client")
+        return command(*args, tls=credentials(listen_tls, connect_tls, tls_hostname, clients, anyone=anyone), **kwargs)
 
     return wrapper
 
 
-def _credentials(
-    listen_tls: str | None, connect_tls: str | None, hostname: str | None, clients: tuple[str, ...]
+def _check_sides(listen_tls: str | None, connect_tls: str | None, *, listen_plain: bool, connect_plain: bool) -> None:
+    """See that nothing goes in plain text on one side because it was forgotten there."""
+    for side, other, given, other_given, plain in (
+        ("listen", "connect", listen_tls, connect_tls, listen_plain),
+        ("connect", "listen", connect_tls, listen_tls, connect_plain),
+    ):
+        if given is not None and plain:
+            raise click.UsageError(f"--{side}-tls and --{side}-plain exclude each other")
+        if given is None and other_given is not None and not plain:
+            raise click.UsageError(
+                f"--{other}-tls is given, and no --{side}-tls: the guest's memory would go in plain text there; if "
+                f"that is meant, say --{side}-plain"
+            )
+
+
+def credentials(
+    listen_tls: str | None,
+    connect_tls: str | None,
+    hostname: str | None = None,
+    clients: tuple[str, ...] = (),
+    *,
+    anyone: bool = False,
 ) -> TlsOptions:
+    """Return what is spoken with the credentials of two folders, once they have been read.
+
+    Raises:
+        ConfigError: They cannot be read, or do not belong together.
+    """
     if listen_tls is None and connect_tls is None:
         return TlsOptions(None, None)
     from proxy.net.tls.roles import ClientTls, ServerTls
 
-    server = None if listen_tls is None else ServerTls(listen_tls, frozenset(clients))
+    server = None if listen_tls is None else ServerTls(listen_tls, frozenset(clients), anyone)
     own = listen_tls if listen_tls == connect_tls else None
     client = None if connect_tls is None else ClientTls(connect_tls, hostname, own)
     for side in (server, client):

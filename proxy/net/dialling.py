@@ -3,7 +3,7 @@
 import os
 import socket
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -12,6 +12,9 @@ from proxy.net.address import Address, FdAddress, StdioAddress, SystemdAddress, 
 from proxy.net.connection import Connection, SocketConnection, StdioConnection
 from proxy.net.resolving import resolve
 
+if TYPE_CHECKING:
+    from proxy.net.tls.roles import ClientTls
+
 _TIMEOUT: Final = 30.0
 
 _UNPACED: Final = b"reno"
@@ -19,16 +22,24 @@ _UNPACED: Final = b"reno"
 Documentation/networking/ip-sysctl.rst, tcp_allowed_congestion_control."""
 
 
-async def dial(address: Address, *, mark: int | None = None) -> Connection:
+async def dial(address: Address, *, mark: int | None = None, tls: "ClientTls | None" = None) -> Connection:
     """Connect to the first of the name's addresses that answers.
 
     Args:
         address: Where to.
         mark: The firewall mark that the connection's packets get (SO_MARK); None for none.
+        tls: What is spoken there; None for plain text.
 
     Raises:
-        PeerError: None did.
+        PeerError: None did, or the one that did cannot be trusted.
     """
+    connection = await _dialled(address, mark)
+    if tls is None:
+        return connection
+    return await tls.greet(connection, address.host if isinstance(address, TcpAddress) else "")
+
+
+async def _dialled(address: Address, mark: int | None) -> Connection:
     problem: object = "it has no address"
     try:
         match address:

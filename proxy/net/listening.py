@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.net.binding import Bound
+    from proxy.net.tls.roles import ServerTls
 
 _OPENING: Final = 64 << 10
 _BREATH: Final = 0.2
@@ -74,8 +75,15 @@ def listen_on(one: "Bound") -> Listener:
     return SocketListener(one, sock) if one.listens else SingleListener(SocketConnection("source", sock))
 
 
-async def first_to_speak(listeners: list[Listener], say: "Callable[[str], None]") -> tuple[Connection, bytes]:
+async def first_to_speak(
+    listeners: list[Listener], say: "Callable[[str], None]", tls: "ServerTls | None" = None
+) -> tuple[Connection, bytes]:
     """Wait for a connection that brings bytes, not only its end as a port scan does.
+
+    Args:
+        listeners: Where it may come.
+        say: Takes one line for the operator.
+        tls: What it must speak; None for plain text.
 
     Returns:
         The connection, and its first bytes. The listeners, and all other connections, are closed.
@@ -85,31 +93,23 @@ async def first_to_speak(listeners: list[Listener], say: "Callable[[str], None]"
 
         async def accept(listener: Listener) -> None:
             try:
-                while True:
-                    try:
-                        connection = await listener.accept()
-                    except OSError as error:
-                        say(f"cannot accept a connection just now: {error.strerror or error}")
-                        await trio.sleep(_BREATH)
-                        continue
-                    if connection is None:
-                        await trio.sleep_forever()
-                    else:
-                        nursery.start_soon(greet, connection)
+                while (connection := await _patiently_accepted(listener, say)) is not None:
+                    nursery.start_soon(greet, connection)
+                await trio.sleep_forever()
             finally:
                 listener.close()
 
         async def greet(connection: Connection) -> None:
-            buffer = memoryview(bytearray(_OPENING))
-            length = 0
             try:
-                with suppress(PeerError):
-                    length = await connection.receive(buffer)
-                if not length:
+                connection = connection if tls is None else await tls.welcome(connection)
+                opening = await _first_bytes(connection)
+                if not opening:
                     say(f"{connection.name} connected and left without a word")
                 elif not chosen:
-                    chosen.append((connection, bytes(buffer[:length])))
+                    chosen.append((connection, opening))
                     nursery.cancel_scope.cancel()
+            except PeerError as error:
+                say(f"{connection.name}: {error}")
             finally:
                 if not any(connection is taken for taken, _ in chosen):
                     connection.reset()
@@ -117,3 +117,20 @@ async def first_to_speak(listeners: list[Listener], say: "Callable[[str], None]"
         for listener in listeners:
             nursery.start_soon(accept, listener)
     return chosen[0]
+
+
+async def _patiently_accepted(listener: Listener, say: "Callable[[str], None]") -> Connection | None:
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:
+            say(f"cannot accept a connection just now: {error.strerror or error}")
+            await trio.sleep(_BREATH)
+
+
+async def _first_bytes(connection: Connection) -> bytes:
+    """Return what a connection brings first; nothing where it only ends, or breaks."""
+    buffer = memoryview(bytearray(_OPENING))
+    with suppress(PeerError):
+        return bytes(buffer[: await connection.receive(buffer)])
+    return b""

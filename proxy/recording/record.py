@@ -45,7 +45,7 @@ async def record(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, recorder, nursery.cancel_scope, say)
             nursery.start_soon(_tell_progress, recorder, say)
-            source, opening = await first_to_speak([listen_on(one) for one in bounds], say)
+            source, opening = await first_to_speak([listen_on(one) for one in bounds], say, config.source_tls)
             say(f"recording what {source.name} sends")
             await recorder.run(source, opening)
             nursery.cancel_scope.cancel()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from formats.stream.events import Command
     from proxy.net.address import Address
     from proxy.net.connection import Connection
+    from proxy.net.tls.roles import ClientTls, ServerTls
     from proxy.recording.recording_file import RecordingFile
 
 DEFAULT_WAIT: Final = 1.0
@@ -39,11 +40,15 @@ class RecordConfig:
         destination: Where the stream goes on to; None to be the destination.
         allow_no_return_path: Whether, without a destination, a source without a return path may come.
         wait: Seconds of silence after which, without a destination, a vmdesc is taken not to come.
+        source_tls: What the source must speak; None for plain text.
+        destination_tls: What is spoken to the destination; None for plain text.
     """
 
     destination: "Address | None" = None
     allow_no_return_path: bool = False
     wait: float = DEFAULT_WAIT
+    source_tls: "ServerTls | None" = None
+    destination_tls: "ClientTls | None" = None
 
 
 class Recorder:
@@ -75,7 +80,7 @@ class Recorder:
             start, commands = await self._follower.begin(opening, partial(self._receive, source))
             if self._config.destination is not None:
                 # Not before: a QEMU that waits takes one connection, and exits when that brings something else.
-                destination = await dial(self._config.destination)
+                destination = await dial(self._config.destination, tls=self._config.destination_tls)
                 self._far = Onward(source, destination)
             else:
                 self._far = Alone(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from proxy.net.address import Address
     from proxy.net.connection import Connection
+    from proxy.net.tls.roles import ClientTls
 
 _BUFFER: Final = 1 << 20
 _STEP: Final = 64 << 10
@@ -92,14 +93,16 @@ class _Stopped(ProxyError):
 class Replay:
     """Sends one stream to one destination."""
 
-    def __init__(self, source: "Readable", *, rate: float | None = None) -> None:
+    def __init__(self, source: "Readable", *, rate: float | None = None, tls: "ClientTls | None" = None) -> None:
         """Make a replay.
 
         Args:
             source: The stream.
             rate: Bytes to send each second; None for as many as the destination takes.
+            tls: What is spoken to the destination; None for plain text.
         """
         self._source = source
+        self._tls = tls
         self._rate = rate
         self._step = _STEP if rate is None else max(1, min(_STEP, int(rate / _STEPS_PER_SECOND)))
         self._due = 0.0
@@ -124,7 +127,7 @@ class Replay:
         try:
             # Before the dialling: a QEMU that waits takes one connection, and exits when that brings something else.
             opening, _ = await self._follower.begin(b"", self._read)
-            connection = await dial(destination)
+            connection = await dial(destination, tls=self._tls)
             await together(self._forward(connection, opening, progress), self._backward(connection))
             self._error = self._send_error
         except (ProxyError, FormatError) as error:
@@ -219,11 +222,8 @@ class Replay:
         return (f"{how}; its own log says why" if isinstance(error, PeerError) else how), error.exit_code
 
 
-async def replay(
-    source: "Readable", destination: "Address", rate: float | None, progress: "Callable[[int], None]"
-) -> ReplayReport:
+async def replay(it: Replay, destination: "Address", progress: "Callable[[int], None]") -> ReplayReport:
     """Send a stream to a destination, and tell what came of it; SIGTERM and SIGINT break it off with a reset."""
-    it = Replay(source, rate=rate)
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, nursery.cancel_scope)

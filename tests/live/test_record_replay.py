@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.lab.guest import counter_guest
+from tests.lab.pki import Authority
 from tests.lab.process import Process
 from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qmp import LabError
 from tests.lab.tap import open_tap
 from tests.lab.vm import running_vm, wire_uri
 from tests.live.helpers import A57_TO_A72, learn, record
+from tests.live.test_tls import credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -262,3 +264,41 @@ async def test_a_stream_that_a_monitor_saved_is_replayed(tmp_path: Path) -> None
         with trio.fail_after(_LIMIT):
             while await destination.status() == "inmigrate":
                 await trio.sleep(0.02)
+
+
+async def test_a_recording_over_tls_is_replayed_over_tls(tmp_path: Path) -> None:
+    out, pki = tmp_path / "guest.stream", Authority().folder(tmp_path / "pki", "server", "client")
+    shown = credentials(pki, "client"), credentials(pki, "server")
+    async with (
+        running_vm(name="source", guest=counter_guest(), extra=shown[0]) as source,
+        recording(out, "--listen-tls", pki) as recorder,
+    ):
+        counter = await source.wait_counter_moves(_LIMIT)
+        await source.migrate(recorder.uri, parameters={"tls-creds": "tls0", "tls-hostname": "127.0.0.1"})
+        assert (await source.wait_migration(_LIMIT)).status == "failed"
+        assert await recorder.wait_exit() == 0, recorder.text()
+    async with running_vm(name="destination", incoming="defer", extra=shown[1]) as destination:
+        await destination.listen(parameters={"tls-creds": "tls0"})
+        uri = wire_uri(await destination.incoming_port())
+        stranger = Authority().folder(tmp_path / "other", "client")
+        code, said = await vmstate_proxy("replay", str(out), uri, "--tls", stranger)
+        assert (code, "its certificate is not taken" in said) == (1, True), said
+        code, said = await vmstate_proxy("replay", str(out), uri, "--tls", pki)
+        assert code == 0, said
+        assert await destination.wait_counter_moves(_LIMIT) >= counter
+
+
+async def test_a_migration_between_two_qemus_that_speak_tls_is_recorded(tmp_path: Path) -> None:
+    out, pki = tmp_path / "guest.stream", Authority().folder(tmp_path / "pki", "server", "client")
+    async with (
+        running_vm(name="source", guest=counter_guest(), extra=credentials(pki, "client")) as source,
+        running_vm(name="destination", incoming="defer", extra=credentials(pki, "server")) as destination,
+    ):
+        await destination.listen(parameters={"tls-creds": "tls0"})
+        async with recording(out, "--connect", wire_uri(await destination.incoming_port()), "--tls", pki) as recorder:
+            counter = await source.wait_counter_moves(_LIMIT)
+            await source.migrate(recorder.uri, parameters={"tls-creds": "tls0", "tls-hostname": "127.0.0.1"})
+            assert (await source.wait_migration(_LIMIT)).status == "completed", recorder.text()
+            assert await recorder.wait_exit() == 0, recorder.text()
+        assert await destination.wait_counter_moves(_LIMIT) >= counter
+    assert (await vmstate_proxy("inspect", str(out)))[0] == 0

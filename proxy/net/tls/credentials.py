@@ -35,7 +35,8 @@ def load_credentials(context: ssl.SSLContext, folder: str, role: str) -> ssl.SSL
 
     Args:
         context: Takes them.
-        folder: Holds ca-cert.pem, ROLE-cert.pem, ROLE-key.pem, and ca-crl.pem if there is one.
+        folder: Holds ca-cert.pem, ROLE-cert.pem, ROLE-key.pem, and ca-crl.pem if there is one. A client needs no
+            certificate, as QEMU's needs none; whether the server wants one is known in the handshake.
         role: `server` or `client`.
 
     Raises:
@@ -46,7 +47,8 @@ def load_credentials(context: ssl.SSLContext, folder: str, role: str) -> ssl.SSL
     context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     certificate, key = os.path.join(folder, f"{role}-cert.pem"), os.path.join(folder, f"{role}-key.pem")
     authority, revoked = os.path.join(folder, CA), os.path.join(folder, CRL)
-    for path in (authority, certificate, key):
+    shown = role == "server" or os.path.exists(certificate) or os.path.exists(key)
+    for path in (authority, certificate, key) if shown else (authority,):
         try:
             with open(path, "rb"):
                 pass
@@ -58,8 +60,9 @@ def load_credentials(context: ssl.SSLContext, folder: str, role: str) -> ssl.SSL
     path = authority
     try:
         context.load_verify_locations(authority)
-        path = f"{certificate}, {key}"
-        context.load_cert_chain(certificate, key, password=_no_password)
+        if shown:
+            path = f"{certificate}, {key}"
+            context.load_cert_chain(certificate, key, password=_no_password)
         if os.path.exists(revoked):
             path = revoked
             context.load_verify_locations(revoked)

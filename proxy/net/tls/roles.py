@@ -29,10 +29,12 @@ class ServerTls:
     Attributes:
         folder: ca-cert.pem, server-cert.pem, server-key.pem; ca-crl.pem if there is one.
         clients: The common names of the clients that may come; empty for all that the authority has signed.
+        anyone: Whether clients may come that show no certificate.
     """
 
     folder: str
     clients: frozenset[str] = frozenset()
+    anyone: bool = False
 
     def check(self) -> None:
         """Read the credentials once.
@@ -54,7 +56,7 @@ class ServerTls:
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_OPTIONAL if self.anyone else ssl.CERT_REQUIRED
         return load_credentials(context, self.folder, "server")
 
 
@@ -63,7 +65,7 @@ class ClientTls:
     """What is spoken to the destination.
 
     Attributes:
-        folder: ca-cert.pem, client-cert.pem, client-key.pem; ca-crl.pem if there is one.
+        folder: ca-cert.pem; client-cert.pem, client-key.pem and ca-crl.pem if there are such.
         hostname: Whose certificate the destination must show; None for the host that is dialled.
         own: A folder with server-cert.pem, where destinations on this host have the proxy's own: redirected connections
             tell an address, and such a certificate may have been made for the host's name alone.

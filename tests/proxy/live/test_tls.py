@@ -167,6 +167,30 @@ async def test_a_source_without_a_certificate(tmp_path: Path, near: Authority) -
         await it.wait_said("the source failed the TLS handshake: it has shown no certificate")
 
 
+async def test_a_source_without_a_certificate_is_let_in_where_anyone_is(tmp_path: Path, near: Authority) -> None:
+    here = near.folder(tmp_path / "near", "server")
+    context = ssl.create_default_context(cafile=os.path.join(here, "ca-cert.pem"))
+    async with service(ServerTls(here, anyone=True), None) as it:
+        stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", it.port), context, server_hostname="127.0.0.1")
+        await stream.send_all(STREAM)
+        destination, _ = await it.back.accept()
+        assert await receive_all(SocketConnection("destination", destination), len(EXPECTED)) == EXPECTED
+        destination.close()
+        await trio.aclose_forcefully(stream)
+
+
+async def test_a_destination_that_wants_no_certificate_is_shown_none(tmp_path: Path, far: Authority) -> None:
+    folder = far.folder(tmp_path / "far", "client")
+    (tmp_path / "far" / "client-cert.pem").unlink()
+    with pytest.raises(ConfigError, match=r"client-cert\.pem: No such file"):
+        ClientTls(folder).check()  # half of it is a mistake
+    (tmp_path / "far" / "client-key.pem").unlink()
+    ClientTls(folder).check()
+    (tmp_path / "far" / "ca-cert.pem").unlink()
+    with pytest.raises(ConfigError, match=r"ca-cert\.pem: No such file"):
+        ClientTls(folder).check()
+
+
 async def test_a_source_that_speaks_no_tls(tmp_path: Path, near: Authority) -> None:
     here = near.folder(tmp_path / "near", "server")
     async with service(ServerTls(here), None) as it:

@@ -422,7 +422,7 @@ async def test_a_signal_breaks_off(number: signal.Signals, all_sent: bool) -> No
 
         async def run() -> None:
             rate = None if all_sent else float(len(STREAM))
-            reports.append(await replay(io.BytesIO(STREAM), address, rate, lambda _: None))
+            reports.append(await replay(Replay(io.BytesIO(STREAM), rate=rate), address, lambda _: None))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
@@ -451,7 +451,7 @@ async def test_a_signal_ends_the_reading_of_a_pipe_that_brings_nothing() -> None
             reports: list[ReplayReport] = []
 
             async def run() -> None:
-                reports.append(await replay(pipe, address, None, lambda _: None))
+                reports.append(await replay(Replay(pipe), address, lambda _: None))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)
