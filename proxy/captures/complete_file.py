@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from proxy.errors import ConfigError, ProxyError
+from proxy.errors import ProxyError
 from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def complete_file(name: str, mode: int | None = None) -> "Iterator[IO[bytes]]":
         mode: Who may read and write it; None for what the umask leaves.
 
     Raises:
-        ConfigError: It cannot be created.
-        ProxyError: It cannot be written.
+        ProxyError: It cannot be created, or written.
     """
     if name == STDIO:
         yield sys.stdout.buffer
@@ -40,7 +39,7 @@ def complete_file(name: str, mode: int | None = None) -> "Iterator[IO[bytes]]":
             descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
             file = open(descriptor, "wb")  # noqa: SIM115
     except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from error
+        raise ProxyError(f"{name}: {error.strerror}") from error
     try:
         with _writing(name):
             with file:
@@ -61,7 +60,7 @@ def _destination(name: str) -> Path:
         return Path(name).resolve()
     except (OSError, RuntimeError) as error:
         # A loop of links is a RuntimeError before Python 3.13.
-        raise ConfigError(f"{name}: {error}") from error
+        raise ProxyError(f"{name}: {error}") from error
 
 
 @contextmanager

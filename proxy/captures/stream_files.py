@@ -110,7 +110,8 @@ def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
         update: Whether the file is to be written, too.
 
     Raises:
-        ConfigError: It cannot be opened, or a rewrite of it broke off, and it is not opened to finish that.
+        ProxyError: It cannot be opened.
+        ConfigError: A rewrite of it broke off, and it is not opened to finish that; or its name has a wrong offset.
         SaveFileError: It is a libvirt save file that cannot be read.
     """
     if name == STDIO:
@@ -125,7 +126,7 @@ def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
     try:
         file = open(path, "r+b" if update else "rb", buffering=0)  # noqa: SIM115
     except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from error
+        raise ProxyError(f"{name}: {error.strerror}") from error
     with file:
         yield _opened(name, file, offset)
 
@@ -170,7 +171,7 @@ def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
             return _stream_file(name, header.format, file, Envelope(start + rest, header.format))
         file.seek(offset)
     except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from error
+        raise ProxyError(f"{name}: {error.strerror}") from error
     except FormatError as error:
         raise SaveFileError(name, error) from error
     return _stream_file(name, packing_at(start), file, None)

@@ -29,8 +29,8 @@ def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIM
         device_state_limit: Bytes of device state held at most.
 
     Raises:
-        ConfigError: It cannot be opened, or is a broken profile, or one that lists no registers.
-        ProxyError: It cannot be read.
+        ConfigError: It is a broken profile, or one that lists no registers.
+        ProxyError: It cannot be opened, or read.
         FormatError: It is no stream, or a broken one.
     """
     profile = read_profile(name)
@@ -46,7 +46,8 @@ def read_profile(name: str) -> "HostProfile | None":
     """Return the profile in a file; None when it is something else, such as a stream.
 
     Raises:
-        ConfigError: It cannot be opened, or is a broken profile.
+        ProxyError: It cannot be opened.
+        ConfigError: It is a broken profile.
     """
     if not _is_profile(name):
         return None

@@ -9,7 +9,7 @@ import click
 import proxy
 from proxy.captures.complete_file import complete_file
 from proxy.cli.given_once import OnceEach
-from proxy.errors import ConfigError
+from proxy.errors import ProxyError
 
 _AS_IT_IS = "\b"
 """With this, click's help begins a paragraph whose lines stay as they are."""
@@ -29,7 +29,7 @@ def command(context: click.Context, *, folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}") from error
+        raise ProxyError(f"{folder}: {error.strerror}") from error
     for page_context in _contexts(click.Context(context.find_root().command, info_name="vmstate-proxy")):
         name = page_context.command_path.replace(" ", "-")
         with complete_file(os.path.join(folder, f"{name}.1")) as file:

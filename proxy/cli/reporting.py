@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from proxy.errors import ConfigError
+from proxy.errors import ProxyError
 from proxy.report import Report
 from proxy.stdio import STDIO
 
@@ -38,7 +38,7 @@ class ReportFile:
         """Open the file anew by its name, for whoever has moved it away; what cannot be opened stays as it was.
 
         Raises:
-            ConfigError: It cannot be opened.
+            ProxyError: It cannot be opened.
         """
         old, self._file = self._file, self._opened()
         if old is not None:
@@ -55,7 +55,7 @@ class ReportFile:
         try:
             return open(self._name, "ab", buffering=0)
         except OSError as error:
-            raise ConfigError(f"{self._name}: {error.strerror}") from error
+            raise ProxyError(f"{self._name}: {error.strerror}") from error
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def report_file(name: str | None) -> Iterator[ReportFile]:
     `-` is standard output; None takes nothing. One report makes a JSON document.
 
     Raises:
-        ConfigError: The file cannot be opened.
+        ProxyError: The file cannot be opened.
     """
     file = ReportFile(name)
     try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.errors import ConfigError
+from proxy.errors import ProxyError
 from proxy.net.address import (
     Address,
     FdAddress,
@@ -59,7 +59,7 @@ def bound(addresses: Iterable[Address]) -> "Iterator[list[Bound]]":
     """Bind addresses for the length of a `with`.
 
     Raises:
-        ConfigError: One cannot be; none is then.
+        ProxyError: One cannot be; none is then.
     """
     everything: list[Bound] = []
     try:
@@ -75,7 +75,7 @@ def bind(address: Address) -> list[Bound]:
     """Bind every address that the name stands for; an empty host is the loopback, never every interface.
 
     Raises:
-        ConfigError: The name is unknown, or an address cannot be bound.
+        ProxyError: The name is unknown, or an address cannot be bound.
     """
     match address:
         case StdioAddress():
@@ -95,7 +95,7 @@ def bind(address: Address) -> list[Bound]:
     except OSError as error:
         # A resolver's numbers are negative, and are no errnos.
         problem = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
-        raise ConfigError(f"cannot listen on {address}: {problem}") from error
+        raise ProxyError(f"cannot listen on {address}: {problem}") from error
 
 
 def _bind_each(found: Iterable[tuple[int, str, int]]) -> list[Bound]:
@@ -155,9 +155,9 @@ def _inherited(number: int, shown: str) -> Bound:
         sock = socket.socket(fileno=os.dup(number))
         listens = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {shown}: {error.strerror or error}") from error
+        raise ProxyError(f"cannot listen on {shown}: {error.strerror or error}") from error
     if sock.type != socket.SOCK_STREAM:
-        raise ConfigError(f"cannot listen on {shown}: it is no stream socket")
+        raise ProxyError(f"cannot listen on {shown}: it is no stream socket")
     return Bound(_own_name(sock) if listens else shown, sock, listens)
 
 
@@ -165,7 +165,7 @@ def _passed_on(environment: Mapping[str, str]) -> list[Bound]:
     """Take the sockets that systemd passed; source: sd_listen_fds(3)."""
     count = environment.get("LISTEN_FDS", "")
     if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or not int(count):
-        raise ConfigError(
+        raise ProxyError(
             "cannot listen on systemd:, no sockets were passed (LISTEN_PID, LISTEN_FDS); a .socket unit starts the "
             "service with them"
         )

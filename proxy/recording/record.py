@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from proxy.errors import ConfigError
+from proxy.errors import ProxyError
 from proxy.net.binding import bind
 from proxy.net.listening import first_to_speak, listen_on
 from proxy.recording.recorder import RecordConfig, Recorder
@@ -30,13 +30,13 @@ async def record(
     breaks it off.
 
     Raises:
-        ConfigError: The address cannot be listened on.
+        ProxyError: The address cannot be listened on.
     """
     recorder = Recorder(config, file)
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         try:
             bounds = bind(address)
-        except ConfigError:
+        except ProxyError:
             file.discard()
             raise
         onward = "with no destination" if config.destination is None else f"for the destination at {config.destination}"

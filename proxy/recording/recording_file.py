@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, ProxyError
 from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class RecordingFile:
         """Open the file.
 
         Raises:
-            ConfigError: It cannot be created, or not packed as its name says.
+            ProxyError: It cannot be created.
+            ConfigError: It cannot be packed as its name says.
         """
         if name.endswith((".zst", ".bz2", ".lz4")):
             raise ConfigError(f"{name}: recordings are packed as .xz or .gz; with any other name they are not")
@@ -46,7 +47,7 @@ class RecordingFile:
         try:
             self._raw = open(self._path + self._suffix, "wb", opener=_for_its_owner)  # noqa: SIM115
         except OSError as error:
-            raise ConfigError(f"{self.partial}: {error.strerror}") from error
+            raise ProxyError(f"{self.partial}: {error.strerror}") from error
         self._file = _packed(name, self._raw)
 
     @property

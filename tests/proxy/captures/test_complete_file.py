@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy.captures.complete_file import complete_file
-from proxy.errors import ConfigError, ProxyError
+from proxy.errors import ProxyError
 
 CONTENT = b"QEVM" + os.urandom(100_000)
 
@@ -84,7 +84,7 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
 def test_links_that_lead_in_a_circle_are_no_output(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(tmp_path / "other")
     (tmp_path / "other").symlink_to(tmp_path / "one")
-    with pytest.raises(ConfigError, match="one: "), complete_file(str(tmp_path / "one")):
+    with pytest.raises(ProxyError, match="one: "), complete_file(str(tmp_path / "one")):
         pass
 
 
@@ -101,12 +101,12 @@ def test_a_full_device_is_an_error_that_names_it() -> None:
 
 def test_an_output_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing" / "out"
-    with pytest.raises(ConfigError, match="missing/out: No such file"), complete_file(str(missing)):
+    with pytest.raises(ProxyError, match="missing/out: No such file"), complete_file(str(missing)):
         pass
 
 
 def test_a_directory_is_no_output(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Is a directory"), complete_file(str(tmp_path)):
+    with pytest.raises(ProxyError, match="Is a directory"), complete_file(str(tmp_path)):
         pass
     assert tmp_path.is_dir()
 

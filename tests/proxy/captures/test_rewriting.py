@@ -326,7 +326,6 @@ def test_a_file_that_changes_while_it_is_judged(tmp_path: Path) -> None:
         (("IN",), b"give either OUT or --in-place"),
         (("IN", "OUT", "--in-place"), b"give either OUT or --in-place"),
         (("-", "--in-place"), b"standard input cannot be changed in place"),
-        (("MISSING", "--in-place"), b"MISSING: No such file"),
     ],
 )
 def test_usage(tmp_path: Path, arguments: tuple[str, ...], says: bytes) -> None:

@@ -64,9 +64,9 @@ def test_gzip_data_that_do_not_inflate_are_one_error(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="missing: No such file"), open_stream(str(tmp_path / "missing")):
+    with pytest.raises(ProxyError, match="missing: No such file"), open_stream(str(tmp_path / "missing")):
         pass
-    with pytest.raises(ConfigError, match="Is a directory"), open_stream(str(tmp_path)):
+    with pytest.raises(ProxyError, match="Is a directory"), open_stream(str(tmp_path)):
         pass
 
 

@@ -17,7 +17,7 @@ from formats.arm.register_list import RegisterList
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.errors import DeviceStateTooLargeError, ForeignStreamError, MalformedStreamError, TruncatedStreamError
 from proxy.captures.stream_or_profile import read_source
-from proxy.errors import ConfigError, ProxyError
+from proxy.errors import ProxyError
 from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile_text import write_profile
 from tests.captures import CAPTURES
@@ -111,7 +111,7 @@ def test_a_damaged_archive_is_named(stored: Callable[[bytes], str]) -> None:
 
 @pytest.mark.parametrize("name", ["missing", ".", "missing/at/all"])
 def test_what_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ProxyError) as caught:
         read_source(str(tmp_path / name))
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
@@ -156,7 +156,7 @@ def test_a_profile_may_begin_with_words_of_its_own(stored: Callable[[str], str])
 
 def test_a_profile_that_does_not_list_all_registers(stored: Callable[[str], str]) -> None:
     name = stored(write_profile(replace(profile(SMP2), others=None)))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ProxyError) as caught:
         read_source(name)
     assert str(caught.value).startswith(f"{name}: ")
     assert "also_present" in str(caught.value)
@@ -176,6 +176,6 @@ def test_a_profile_that_does_not_list_all_registers(stored: Callable[[str], str]
 )
 def test_a_broken_profile_is_named(stored: Callable[[bytes], str], text: str) -> None:
     name = stored(text.encode("latin-1"))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ProxyError) as caught:
         read_source(name)
     assert str(caught.value).startswith(f"{name}:")

@@ -367,8 +367,6 @@ def test_check_minds_the_limit_of_device_state(run: Callable[..., Result], host:
         (["check"], "SOURCE"),
         (["check", "IN"], "--host PROFILE, --midr ID, or --kvm"),
         (["check", "IN", "--mode", "observe"], "--host PROFILE, --midr ID, or --kvm"),
-        (["check", "missing", "--midr", hex(R3)], "missing: No such file"),
-        (["check", ".", "--midr", hex(R3)], ".: Is a directory"),
         (["check", "PARTIAL", "--midr", hex(R3)], "PARTIAL: it does not list all registers"),
         (["check", "POLICY", "--midr", hex(R3)], "POLICY:"),
         (["check", "IN", "--host", "IN"], "IN: "),

@@ -34,24 +34,15 @@ if TYPE_CHECKING:
         (["rewrite", "IN", "OUT", *ALLOWED, "--host", "IN"], "IN: "),
         (["rewrite", "IN", "OUT", *ALLOWED, "--policy", "BAD"], "BAD:"),
         (["rewrite", "IN", "OUT", "--host", "R3", "--midr", "0x410fd034"], "MIDR_EL1 is 0x411fd073"),
-        (["rewrite", "missing", "OUT", *ALLOWED], "missing: No such file"),
-        (["rewrite", ".", "OUT", *ALLOWED], ".: Is a directory"),
-        (["rewrite", "IN", "no/such/OUT", *ALLOWED], "no/such/OUT: No such file"),
-        (["rewrite", "IN", "OUT", *ALLOWED, "--report", "no/such/report"], "no/such/report: No such file"),
         (["rewrite", "IN", "OUT", *ALLOWED, "--bold"], "--bold"),
         (["inspect"], "IN"),
-        (["inspect", "missing"], "missing: No such file"),
         (["host"], "learn"),
         (["host", "learn", "IN"], "--output"),
-        (["host", "learn", "missing", "-o", "OUT"], "missing: No such file"),
-        (["host", "learn", "IN", "-o", "no/such/OUT"], "no/such/OUT: No such file"),
         (["run", "--connect", "tcp:h:1", *ALLOWED], "--listen"),
         (["run", "--listen", "tcp:h:1", *ALLOWED], "--connect"),
         (["run", "--listen", "tcp::0", "--connect", "tcp:h:1"], "--mode observe"),
         (["run", "--listen", "h:1", "--connect", "tcp:h:1", *ALLOWED], "tcp:HOST:PORT"),
         (["run", "--listen", "tcp::0", "--connect", "udp:/x", *ALLOWED], "tcp:HOST:PORT"),
-        (["run", "--listen", "tcp:192.0.2.1:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:192.0.2.1:0"),
-        (["run", "--listen", "tcp:no..name:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:no..name:0"),
         (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--vmdesc-wait", "0"], "--vmdesc-wait"),
         (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", "--transparent", *ALLOWED], "--transparent for where"),
         (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--mark", "7"], "--mark belongs to"),
@@ -81,6 +72,41 @@ def test_bad_usage_is_2(
     assert says in result.err
     assert result.out == b""
     assert sorted(os.listdir()) == ["BAD", "IN", "R3"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["rewrite", "missing", "OUT", *ALLOWED], "missing: No such file"),
+        (["rewrite", ".", "OUT", *ALLOWED], ".: Is a directory"),
+        (["check", ".", *ALLOWED], ".: Is a directory"),
+        (["rewrite", "missing", "--in-place", *ALLOWED], "missing: No such file"),
+        (["rewrite", "IN", "no/such/OUT", *ALLOWED], "no/such/OUT: No such file"),
+        (["rewrite", "IN", "OUT", *ALLOWED, "--report", "no/such/report"], "no/such/report: No such file"),
+        (["inspect", "missing"], "missing: No such file"),
+        (["host", "learn", "missing", "-o", "OUT"], "missing: No such file"),
+        (["host", "learn", "IN", "-o", "no/such/OUT"], "no/such/OUT: No such file"),
+        (["run", "--listen", "tcp:192.0.2.1:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:192.0.2.1:0"),
+        (["run", "--listen", "tcp:no..name:0", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on tcp:no..name:0"),
+        (["run", "--listen", "systemd:", "--connect", "tcp:h:1", *ALLOWED], "cannot listen on systemd:"),
+        (["check", "missing", *ALLOWED], "missing: No such file"),
+        (["diff", "IN", "missing"], "missing: No such file"),
+        (["replay", "missing", "tcp:h:1"], "missing: No such file"),
+        (["record", "no/such/OUT", "--listen", "tcp::0"], "no/such/OUT.partial: No such file"),
+        (["record", "OUT", "--listen", "tcp:192.0.2.1:0"], "cannot listen on tcp:192.0.2.1:0"),
+        (["manual", "IN/man"], "IN/man: Not a directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_file_or_an_address_that_fails_is_1(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("IN").write_bytes(short(SMP2))
+    result = run(*args)
+    assert (result.code, result.out) == (1, b"")
+    assert says in result.error()
+    assert os.listdir() == ["IN"]
 
 
 @pytest.mark.parametrize("what", BROKEN)

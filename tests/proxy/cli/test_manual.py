@@ -72,7 +72,7 @@ def test_pages_are_written(tmp_path: Path) -> None:
     assert names == {f"{path.replace(' ', '-')}.1" for path in CONTEXTS}
     (tmp_path / "file").touch()
     done = run("manual", tmp_path / "file" / "man1")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert "Not a directory" in done.stderr
 
 

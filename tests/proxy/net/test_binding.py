@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.errors import ConfigError
+from proxy.errors import ProxyError
 from proxy.net.address import TcpAddress, parse_address
 from proxy.net.binding import bound
 
@@ -36,13 +36,13 @@ def test_ipv6_is_named_in_brackets() -> None:
         assert one.listens
 
 
-def test_an_address_in_use_is_a_configuration_error_and_the_others_are_let_go() -> None:
+def test_an_address_in_use_is_an_error_and_the_others_are_let_go() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = port_of(free)
         free.close()
         with (
-            pytest.raises(ConfigError, match=r"cannot listen on tcp:127\.0\.0\.1:\d+: Address already in use"),
+            pytest.raises(ProxyError, match=r"cannot listen on tcp:127\.0\.0\.1:\d+: Address already in use"),
             bound([TcpAddress("127.0.0.1", port), TcpAddress("127.0.0.1", port_of(taken))]),
         ):
             raise AssertionError
@@ -51,8 +51,8 @@ def test_an_address_in_use_is_a_configuration_error_and_the_others_are_let_go() 
 
 
 @pytest.mark.parametrize("host", ["no..name", "x" * 64, "192.0.2.1", "no_such_name.invalid"])
-def test_an_address_that_is_not_here_is_a_configuration_error(host: str) -> None:
-    with pytest.raises(ConfigError, match="cannot listen on tcp:"), bound([TcpAddress(host, 0)]):
+def test_an_address_that_is_not_here_is_an_error(host: str) -> None:
+    with pytest.raises(ProxyError, match="cannot listen on tcp:"), bound([TcpAddress(host, 0)]):
         raise AssertionError
 
 
@@ -83,7 +83,7 @@ def test_a_file_on_which_someone_listens_stays(tmp_path: Path, backlog: int) -> 
         alive.bind(str(path))
         alive.listen(backlog)
         waiting.connect(str(path))
-        with pytest.raises(ConfigError, match="Address already in use"), bound([parse_address(f"unix:{path}")]):
+        with pytest.raises(ProxyError, match="Address already in use"), bound([parse_address(f"unix:{path}")]):
             raise AssertionError
     assert path.exists()
 
@@ -96,11 +96,11 @@ def test_a_connected_socket_is_the_only_source() -> None:
         assert found.socket.fileno() != one.fileno()
 
 
-def test_what_is_no_socket_is_a_configuration_error() -> None:
+def test_what_is_no_socket_is_an_error() -> None:
     reader, writer = os.pipe()
     try:
         with (
-            pytest.raises(ConfigError, match=rf"cannot listen on fd:{reader}: "),
+            pytest.raises(ProxyError, match=rf"cannot listen on fd:{reader}: "),
             bound([parse_address(f"fd:{reader}")]),
         ):
             raise AssertionError

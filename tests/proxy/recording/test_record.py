@@ -117,9 +117,7 @@ async def test_a_recording_outlives_the_first_signal_not_the_second(tmp_path: Pa
         (["--listen", "udp:x", "out"], "write tcp:HOST:PORT"),
         (["--listen", "tcp::0", "--connect", "x", "out"], "write tcp:HOST:PORT"),
         (["--listen", "tcp::0", "out.zst"], ".xz or .gz"),
-        (["--listen", "tcp::0", "no/such/folder/out"], "No such file or directory"),
         (["--listen", "tcp::0", "-", "--json"], "cannot both be standard output"),
-        (["--listen", "tcp:192.0.2.1:1", "out"], "cannot listen on"),
     ],
 )
 async def test_a_wrong_command_line_is_2(args: list[str], says: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.captures.stream_files import open_stream
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, ProxyError
 from proxy.recording.recording_file import RecordingFile
 from tests.proxy.live.test_session import rest, send
 from tests.proxy.recording.record_streams import DEVICES, STREAM
@@ -69,5 +69,5 @@ def test_what_is_no_file_is_written_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["", "no/such/folder/out"])
 def test_a_file_that_cannot_be_made(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ProxyError):
         RecordingFile(str(tmp_path / name))

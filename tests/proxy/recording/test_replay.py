@@ -512,7 +512,6 @@ async def test_the_command_tells_of_a_guest_that_was_not_taken(tmp_path: Path) -
     [
         ([], "STREAM"),
         (["/dev/null"], "URI"),
-        (["missing", "tcp::1"], "missing: No such file"),
         (["/dev/null", "udp:x"], "write tcp:HOST:PORT"),
         (["/dev/null", "tcp::1", "--rate", "0"], "--rate"),
         (["/dev/null", "tcp::1", "--rate", "x"], "--rate"),
