@@ -99,6 +99,11 @@ class StreamParser:
         return self._state is State.POSTCOPY and not self._postcopy.unpacked
 
     @property
+    def holds(self) -> bool:
+        """Whether what comes is held until all of it is there: device state, or a postcopy package."""
+        return self._state in (State.DEVICE_STATE, State.PACKAGE)
+
+    @property
     def ram(self) -> RamReader | None:
         """The reader of the `ram` sections with its counts; None before the first."""
         return self._iterables.ram

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from formats.frame.event import Raw
     from proxy.captures.stream_files import StreamFile
-    from proxy.rewriter import Rewriter
+    from proxy.rewriter.rewriter import Rewriter
 
 _STEP: Final = 4 << 20
 """Bytes; what is mapped of them counts as the process's memory, and two steps' may be for a moment."""

@@ -23,7 +23,7 @@ OWNERS_ALONE: Final = 0o600
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.rewriter import Rewriter
+    from proxy.rewriter.rewriter import Rewriter
 
 
 def rewrite_to(stream: StreamFile, target: str, rewriter: "Rewriter", progress: "Callable[[int], None]") -> None:

@@ -31,7 +31,7 @@ from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo, first_of
 from proxy.cli.options import device_state_limit_option
 from proxy.errors import ConfigError, exit_code_of
-from proxy.report import counted
+from proxy.report.report import counted
 
 _TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
 _SHOWN = 16

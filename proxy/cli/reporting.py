@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from proxy.errors import ProxyError
-from proxy.report import Report
+from proxy.report.report import Report
 from proxy.stdio import STDIO
 
 

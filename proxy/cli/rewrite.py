@@ -13,7 +13,7 @@ from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError
 from proxy.policy.policy import Mode
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from proxy.stdio import STDIO
 
 

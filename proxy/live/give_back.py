@@ -16,7 +16,7 @@ from proxy.live.channel import swallow
 
 if TYPE_CHECKING:
     from proxy.net.connection import Connection
-    from proxy.rewriter import Rewriter
+    from proxy.rewriter.rewriter import Rewriter
 
 _KEEP_IT: Final = 1
 """The value of a SHUT that has the source keep its guest; any but 0 does."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from formats.frame.event import Raw
     from proxy.net.connection import Connection
-    from proxy.rewriter import Rewriter
+    from proxy.rewriter.rewriter import Rewriter
 
 _RETURN_BUFFER: Final = 64 << 10
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.net.binding import Bound
     from proxy.net.connection import Connection
     from proxy.net.tls.roles import ServerTls
-    from proxy.report import Report
+    from proxy.report.report import Report
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
 """Errors of accept that pass by themselves."""

@@ -16,8 +16,8 @@ from proxy.live.recovery import PAUSED, Recovery
 from proxy.live.side_channels import SideChannels
 from proxy.net.address import FdAddress, StdioAddress, TcpAddress
 from proxy.old_source import fall_silent, may_be_old
-from proxy.report import Report
-from proxy.rewriter import Rewriter
+from proxy.report.report import Report
+from proxy.rewriter.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import trio
 
     from proxy.net.connection import Connection
-    from proxy.report import Report
+    from proxy.report.report import Report
 
     Dial = Callable[[], Awaitable[Connection]]
 

@@ -16,7 +16,7 @@ from proxy.judging.judge import Judge
 from proxy.judging.kernel_trial import KernelTrial
 from proxy.policy.policy import Policy
 from proxy.policy.whitelist import Pairing
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from proxy.settings.register_names import parse_source
 
 CREATE_VM = 0xAE01

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from formats.stream.events import AnyEvent
     from proxy.judging.trial import Trial
-    from proxy.rewriter import Rewriter
+    from proxy.rewriter.rewriter import Rewriter
 
 ROOT = CAPTURES.parent
 NAMES = sorted(one.name for one in read_manifest() if one.saved_on_kvm)

@@ -16,8 +16,8 @@ from formats.vmstate.fields import decode_section
 from formats.vmstate.vcpus import open_vcpus
 from proxy.judging.judge import Judge
 from proxy.policy.policy import Mode, Policy
-from proxy.report import Outcome
-from proxy.rewriter import Rewriter
+from proxy.report.report import Outcome
+from proxy.rewriter.rewriter import Rewriter
 from tests.captures import CAPTURES, NOTHING, Capture, read_manifest
 from tests.proxy.helpers import capture, cut, passed
 

@@ -13,8 +13,8 @@ from formats.arm.sysreg import MIDR_EL1
 from proxy.captures import kernel_copy
 from proxy.captures.rewriting import rewrite_to
 from proxy.captures.stream_files import open_stream
-from proxy.report import Outcome
-from proxy.rewriter import Rewriter
+from proxy.report.report import Outcome
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import NEWER, R0, R3, capture, downgrade, downgraded, judge, short, with_value, without_vmdesc
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from formats.stream.events import AnyEvent, FileHeader
 from formats.vmstate.device_state import DeviceState
 from proxy.captures.offline import read_events, read_vcpus, rewrite
 from proxy.errors import RefusedError
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import NAMES, R0, R3, capture, device_state, judge, live, observer, short, value, with_value
 
 if TYPE_CHECKING:

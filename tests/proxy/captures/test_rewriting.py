@@ -21,7 +21,7 @@ from proxy.captures.rewriting import holds_mapped_ram, rewrite_in_place, rewrite
 from proxy.captures.stream_files import open_stream
 from proxy.errors import ConfigError, ProxyError, RefusedError
 from proxy.hosts.profile_text import write_profile
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import (
     NEWER,
     NEWER_SWAPPED,

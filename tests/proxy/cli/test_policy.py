@@ -16,7 +16,7 @@ from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action, Verdict
 from proxy.policy.policy import DEFAULT_RULES, Mode, Policy
 from proxy.policy.policy_file import load_policy
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import R0, R3, ROOT, capture, profile, registers, without_vmdesc
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from proxy.judging.verdict import Action
 from proxy.policy.acceptance import parse_losses
 from proxy.policy.policy import DEFAULT_RULES, Mode, Policy
 from proxy.policy.rules import Rule, RuleAction, Rules
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import EVERYTHING, capture, device_state, live, profile
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
 from proxy.policy.acceptance import CNTFRQ_EL0
 from proxy.policy.policy import Mode, Policy
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import capture, live, profile
 
 NAME = "kvm-trixie-a57r3"

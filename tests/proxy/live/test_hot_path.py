@@ -20,7 +20,7 @@ from benchmarks.switchover import grown
 from proxy.live import leg
 from proxy.net.connection import SocketConnection
 from proxy.net.pumps import pass_on
-from proxy.rewriter import Rewriter
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import NEWER, R0, downgrade, judge
 from tests.proxy.live.test_session import migration, receive, send
 from tests.streams import RAM_EOS, footer, ram_page, ram_zero, section_part, short_head

@@ -17,8 +17,8 @@ from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 from proxy.errors import RefusedError
-from proxy.report import Outcome
-from proxy.rewriter import Rewriter
+from proxy.report.report import Outcome
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import R0, R3, cut, device_state, events, judge, live, passed, profile, short
 from tests.streams import be32, be64, command, footer, section_end, section_header
 

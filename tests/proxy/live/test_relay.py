@@ -29,8 +29,8 @@ from proxy.live.session_config import SessionConfig
 from proxy.net.address import TcpAddress, parse_address
 from proxy.net.binding import bound
 from proxy.net.route import Route
-from proxy.report import Outcome, Report
-from proxy.rewriter import Rewriter
+from proxy.report.report import Outcome, Report
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, short, value, value_at, with_value
 from tests.proxy.live.test_postcopy import STREAM as POSTCOPIED
 from tests.proxy.live.test_session import connect, listen, receive, reset, rest, send

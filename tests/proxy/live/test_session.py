@@ -20,7 +20,7 @@ from proxy.net.address import TcpAddress
 from proxy.net.connection import SocketConnection
 from proxy.net.route import Route
 from proxy.policy.policy import Mode, Requirements
-from proxy.report import Outcome, Report
+from proxy.report.report import Outcome, Report
 from tests.proxy.helpers import (
     OPEN_RETURN_PATH,
     PONG,

@@ -23,7 +23,7 @@ from proxy.net.connection import SocketConnection
 from proxy.net.route import Route
 from proxy.net.tls.connection import TlsConnection
 from proxy.net.tls.roles import ClientTls, ServerTls
-from proxy.report import Outcome, Report
+from proxy.report.report import Outcome, Report
 from tests.lab.pki import Authority
 from tests.proxy.helpers import R0, R3, SHUT_OK, judge, live, short, with_value
 from tests.proxy.live.test_session import connect, listen, rest

@@ -16,7 +16,8 @@ from proxy.judging.advice import would_go
 from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
 from proxy.policy.policy import NO_RETURN_PATH, Mode
-from proxy.report import Outcome, Report
+from proxy.report.report import Outcome, Report
+from proxy.rewriter.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.judging.verdict import Registers
 
 
-class Rewriter:
+class Rewriter(Progress):
     """Passes one migration stream on, with the registers that must change changed.
 
     What `feed`, `end` and `vmdesc_overdue` return is to be sent on, in order, before the next call; it may be views of
@@ -72,7 +73,7 @@ class Rewriter:
         self._keep_going = live and self._observing
         self._deferring = defer
         self._pending: AnyEvent | None = None
-        self._parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=not live)
+        super().__init__(StreamParser(device_state_limit=device_state_limit, take_mapped_ram=not live))
         self._given_up = False
         self._would_refuse: str | None = None
         self._refusal: FormatError | ProxyError | None = None
@@ -94,41 +95,6 @@ class Rewriter:
     def opaque(self) -> bool:
         """Whether what is still to come is passed on as it is: a postcopy guest's memory, or what cannot be read."""
         return self._given_up or self._parser.postcopy
-
-    @property
-    def return_path(self) -> bool:
-        """Whether the source opened a return path."""
-        return self._parser.return_path
-
-    @property
-    def postcopy(self) -> bool:
-        """Whether the device state of a postcopy migration has been passed on; the destination then runs the guest."""
-        return self._parser.postcopy
-
-    @property
-    def postcopy_advised(self) -> bool:
-        """Whether the source has announced that it may go over to postcopy."""
-        return self._parser.postcopy_advised
-
-    @property
-    def source_waits_in_postcopy(self) -> bool:
-        """Whether the source has gone over to postcopy, and the destination does not have the device state yet."""
-        return self._parser.switching_to_postcopy and not self._parser.postcopy
-
-    @property
-    def source_waits(self) -> bool:
-        """Whether the source of a precopy migration has sent all, and waits on its return path for an answer."""
-        return self._parser.return_path and self._parser.complete and not self._parser.postcopy
-
-    @property
-    def awaiting_vmdesc(self) -> bool:
-        """Whether only the vmdesc seems to be missing; see `StreamParser.awaiting_vmdesc`."""
-        return self._parser.awaiting_vmdesc
-
-    @property
-    def amid_small_records(self) -> bool:
-        """Whether memory comes in small records, and is not the last; see `StreamParser.amid_small_records`."""
-        return self._parser.amid_small_records
 
     def feed(self, data: Raw) -> list[Raw]:
         """Take bytes from the source; return those that may go on.
@@ -199,11 +165,6 @@ class Rewriter:
             return []
         self._parser.without_vmdesc()
         return self._events()
-
-    @property
-    def skippable(self) -> int:
-        """How many of the next bytes need not be fed; see `StreamParser.skippable`."""
-        return self._parser.skippable
 
     def skip(self, length: int) -> None:
         """Step over bytes that stay as they are; see `StreamParser.skip`."""

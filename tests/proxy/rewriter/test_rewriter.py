@@ -27,8 +27,8 @@ from proxy.errors import ExitCode, RefusedError
 from proxy.hosts.kvm import KvmError
 from proxy.judging.verdict import Action
 from proxy.policy.policy import Mode
-from proxy.report import Outcome
-from proxy.rewriter import Rewriter
+from proxy.report.report import Outcome
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import (
     NAMES,
     NEWER,

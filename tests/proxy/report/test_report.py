@@ -10,7 +10,7 @@ import pytest
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ExitCode
 from proxy.judging.verdict import Action, Verdict
-from proxy.report import Outcome, Report
+from proxy.report.report import Outcome, Report
 from tests.proxy.helpers import R0, R3, REVIDR_EL1
 
 

@@ -1,0 +1,1 @@
+"""Parser and judge joined: bytes in, bytes out, report."""
