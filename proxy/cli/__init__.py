@@ -33,6 +33,7 @@ Exit codes:
         "record": "proxy.cli.record",
         "replay": "proxy.cli.replay",
         "inspect": "proxy.cli.inspect",
+        "report": "proxy.cli.report",
         "host": "proxy.cli.host",
         "completion": "proxy.cli.completion",
         "manual": "proxy.cli.manual",

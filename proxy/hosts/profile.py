@@ -16,6 +16,7 @@ from formats.arm.vcpu_features import VcpuFeature, kind_of
 if TYPE_CHECKING:
     from proxy.hosts.interrupts import HostInterrupts
     from proxy.hosts.taken import Taken
+    from proxy.settings.origin import Origin
 
 HOST_KINDS = (Kind.IDENTIFICATION, Kind.CACHE_ID, Kind.FIRMWARE, Kind.FEATURE_BITMAP)
 """The kinds of registers whose values belong to the host, not to the guest."""
@@ -65,6 +66,7 @@ class HostProfile:
         variants: What is other for the other kinds that it knows; None when it cannot say (schema_version 1).
         all_kinds: Whether it knows every kind that the host has.
         interrupts: Its interrupt controllers; None when they are not known.
+        origin: The file that it was read from; None where there is none.
     """
 
     description: str
@@ -80,6 +82,7 @@ class HostProfile:
     variants: tuple[Variant, ...] | None = ()
     all_kinds: bool = False
     interrupts: "HostInterrupts | None" = None
+    origin: "Origin | None" = field(default=None, compare=False)
 
     @property
     def midr(self) -> int | None:

@@ -96,6 +96,7 @@ def load_profile(path: Path) -> HostProfile:
         variants=None if file.schema_version == 1 else (),
         all_kinds=file.all_kinds,
         interrupts=None if file.interrupts is None else _interrupts(settings, file.interrupts),
+        origin=settings.origin,
     )
     return _with_variants(settings, profile)
 

@@ -67,6 +67,12 @@ def look_at(host: str, port: int) -> StartedQemu | None:
     Returns:
         What it is; None where the address is another host's, or it cannot be told who listens, or with what.
     """
+    found = words_of(host, port)
+    return None if found is None else parse_command(*found)
+
+
+def words_of(host: str, port: int) -> tuple[int, list[str]] | None:
+    """Return process id and command line of the QEMU that listens at a TCP address of this host; None as `look_at`."""
     if not _is_own(host):
         return None
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}
@@ -77,13 +83,11 @@ def look_at(host: str, port: int) -> StartedQemu | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    return parse_command(pid, words)
+    return (pid, words) if "qemu" in os.path.basename(words[0]) else None
 
 
 def parse_command(pid: int, words: list[str]) -> StartedQemu | None:
     """Read a QEMU's command line; None when it does not say what its vCPUs are."""
-    if "qemu" not in os.path.basename(words[0]):
-        return None
     cpu = next((value for word, value in pairwise(words) if word in ("-cpu", "--cpu")), None)
     if cpu is None:
         return None

@@ -135,8 +135,8 @@ class Arrivals:
             await trio.sleep(SILENCE)
             try:
                 self._route.check_not_own(source)
-                destination = await session.reach()
-                session.take(destination)
+                destination = await session.way.reach()
+                session.way.take(destination)
                 await wait_first_word(destination)
                 greeted = destination
             except (RefusedError, PeerError) as error:
@@ -146,7 +146,7 @@ class Arrivals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(begin, nursery.cancel_scope)
             nursery.start_soon(claim, nursery.cancel_scope)
-            if self._route.redirects and not session.over_tls:
+            if self._route.redirects and not session.way.over_tls:
                 nursery.start_soon(dial_on, nursery.cancel_scope)
         if begun or session.gone:
             return None
@@ -171,7 +171,8 @@ class Arrivals:
             session.reject()
             return
         migration.guest = guest
-        await migration.channels.carry_multifd(source, opening, session.dial)
+        migration.report.known_uuid(guest)
+        await migration.channels.carry_multifd(source, opening, session.way.dial)
 
 
 def _wants_preempt(session: "Session") -> bool:

@@ -27,12 +27,14 @@ class Channel:
 
     Attributes:
         dialled: Whether the destination took it.
+        bytes: How many bytes of the source have gone on.
     """
 
     def __init__(
         self, dial: "Callable[[], Awaitable[Connection]]", source: "Connection", main_is_over: trio.Event
     ) -> None:
         self.dialled = False
+        self.bytes = 0
         self._dial = dial
         self._source = source
         self._main_is_over = main_is_over
@@ -53,7 +55,11 @@ class Channel:
                     destination = await self._dial()
                     self.dialled = True
                     await destination.send(opening)
-                    await together(self._pump(self._source, destination), self._pump(destination, self._source))
+                    self._count(len(opening))
+                    await together(
+                        self._pump(self._source, destination, self._count),
+                        self._pump(destination, self._source, lambda _: None),
+                    )
                     self._clean = True
             finally:
                 if destination is not None:
@@ -78,8 +84,11 @@ class Channel:
         self._swallowing = True
         self._scope.cancel()
 
-    async def _pump(self, here: "Connection", there: "Connection") -> None:
-        await pass_on(here, there)
+    def _count(self, length: int) -> None:
+        self.bytes += length  # by one thread only, whichever it is
+
+    async def _pump(self, here: "Connection", there: "Connection", count: "Callable[[int], None]") -> None:
+        await pass_on(here, there, count)
         with trio.move_on_after(_PATIENCE):
             await self._main_is_over.wait()
         if not self._main_is_over.is_set():

@@ -3,6 +3,7 @@
 A migration has one; a postcopy migration that was interrupted has another for each time that it is recovered.
 """
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -62,6 +63,7 @@ class Leg:
         self._buffer = buffer
         self._vmdesc_wait = vmdesc_wait
         self._on_release = on_release
+        self._times = rewriter.report.times
         self._listener = ReturnPathListener()
         self._destination_ended = False
         self._scope = trio.CancelScope()
@@ -107,6 +109,8 @@ class Leg:
                 received: int | None = 0
             else:
                 received = await self._receive()
+            if received:
+                self._times.received = time.perf_counter()
             waits = waits + 1 if received is None else 0
             if received is None:
                 await self._release(rewriter.vmdesc_overdue(last_word=waits == _MOST_WAITS))
@@ -141,10 +145,18 @@ class Leg:
         return received
 
     async def _release(self, pieces: "list[Raw]") -> None:
+        times = self._times
+        if self._rewriter.holds:
+            times.holds()
+        elif times.holding_since is not None and not self._rewriter.must_judge:
+            times.let_go()
         await self._send(pieces)
         while self._rewriter.must_judge:
-            # Other migrations go on while the kernel is asked.
-            await self._send(await trio.to_thread.run_sync(self._rewriter.judge_now))
+            with times.trying():
+                # Other migrations go on while the kernel is asked.
+                pieces = await trio.to_thread.run_sync(self._rewriter.judge_now)
+            times.let_go()
+            await self._send(pieces)
         self._on_release()
 
     async def _send(self, pieces: "list[Raw]") -> None:

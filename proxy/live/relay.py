@@ -166,7 +166,7 @@ class Relay:
     async def _serve_what(self, what: "Session | Connection | None", session: Session, source: "Connection") -> None:
         """Carry a connection that `Arrivals.wait_begin` has looked at."""
         if isinstance(what, Session):
-            if not await what.channels.carry_preempt(source, session.dial):
+            if not await what.channels.carry_preempt(source, session.way.dial):
                 self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
         elif what is not None:
             where = session.key[1]

@@ -14,7 +14,8 @@ from proxy.live.give_back import give_back
 from proxy.live.leg import Leg
 from proxy.live.recovery import PAUSED, Recovery
 from proxy.live.side_channels import SideChannels
-from proxy.net.address import FdAddress, StdioAddress, TcpAddress
+from proxy.live.way import Way
+from proxy.net.address import FdAddress, StdioAddress
 from proxy.old_source import fall_silent, may_be_old
 from proxy.report.report import Report
 from proxy.rewriter.rewriter import Rewriter
@@ -47,14 +48,14 @@ class Session:
         advised: Set when the source has announced that it may go over to postcopy.
         guest: The UUID that its multifd channels name; None before the first.
         channels: The connections beside its main one.
-        over_tls: Whether its source speaks TLS.
+        way: The way to its destination.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
         on_pause: Takes one line for the operator when the migration pauses.
     """
 
     def __init__(self, config: "SessionConfig", source: "Connection") -> None:
-        self._address = config.route.destination_of(source)
-        self.key = (source.host, str(self._address))
+        self.way = Way(config.route, config.route.destination_of(source))
+        self.key = (source.host, str(self.way.address))
         self.dialled = trio.Event()
         self.advised = trio.Event()
         self.guest: bytes | None = None
@@ -63,7 +64,6 @@ class Session:
         self._config = config
         self._source = source
         self._destination: Connection | None = None
-        self._made: Connection | None = None
         self._judge = config.judge.fresh()
         self._rewriter = Rewriter(
             self._judge,
@@ -79,7 +79,6 @@ class Session:
         self.channels = SideChannels(self._all_sent, self.report, self._lose)
         self._opening = memoryview(b"")
         self._left = False
-        self.over_tls = False
 
     @property
     def report(self) -> Report:
@@ -140,8 +139,9 @@ class Session:
         Raises:
             PeerError: It is not let in; its connection is closed.
         """
-        self._source = await tls.welcome(self._source)
-        self.over_tls = True
+        connection = await tls.welcome(self._source)
+        self._source, self.way.over_tls = connection, True
+        self.report.source_tls = connection.common_name
 
     async def wait_begin(self) -> bool:
         """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
@@ -162,7 +162,8 @@ class Session:
         takes a single connection, and exits when that brings something else.
         """
         clean = False
-        self.report.begin(self._source.name, str(self._address))
+        self.report.begin(self._source.name, str(self.way.address))
+        self.report.times.begin()
         try:
             await self._carry()
             clean = True
@@ -182,6 +183,7 @@ class Session:
             self.report.failed("the proxy was stopped")
             raise
         finally:
+            self.report.channel_bytes = self.channels.carried
             self.report.end()
             self._close(clean=clean)
             self._judge.close()
@@ -210,10 +212,10 @@ class Session:
     async def _first_leg(self) -> None:
         if self._judge.trial is not None:
             # Now, while the guest runs; it will stand when it is judged.
-            there = (self._address.host, self._address.port) if isinstance(self._address, TcpAddress) else None
-            await trio.to_thread.run_sync(self._judge.open, there)
+            await trio.to_thread.run_sync(self._judge.open, self.way.tcp)
+        self.report.known(*await self.way.guest())
         pieces = await self._beginning()
-        self._destination = await self.dial()
+        self._destination = await self._dial()
         self.dialled.set()
         self.on_change()
         await self._run_leg(self._destination, pieces)
@@ -222,7 +224,7 @@ class Session:
         """Go on where a postcopy migration was interrupted."""
         self._source, opening = self._recovery.take()
         self._leg = None
-        self._destination = await self.dial()
+        self._destination = await self._dial()
         self.dialled.set()
         self.advised.set()
         self.on_change()
@@ -265,9 +267,9 @@ class Session:
         more. Source: QEMU 7.2 `migration/migration.c` (`migration_ioc_process_incoming`).
         """
         lacks_it = self.dialled.is_set() and self._rewriter.postcopy_advised and not self.channels.has_preempt
-        if lacks_it and not isinstance(self._address, FdAddress | StdioAddress):
+        if lacks_it and not isinstance(self.way.address, FdAddress | StdioAddress):
             with trio.move_on_after(_LET_BEGIN_PATIENCE), suppress(PeerError):
-                (await self.dial()).close()
+                (await self.way.dial()).close()
 
     async def _give_back(self) -> bool:
         """Have the source keep its guest; return whether it had to be told, as in postcopy, and was."""
@@ -280,33 +282,16 @@ class Session:
         self.channels.swallow()
         return await give_back(self._source, self._rewriter, self._buffer)
 
-    def take(self, destination: "Connection") -> None:
-        """Take a connection to the destination that `reach` has made, in place of the first that would be."""
-        self._made = destination
-
     def reject(self) -> None:
         """Reset the source's connection, and what was made for it: nothing becomes of them."""
         self._source.reset()
-        if self._made is not None:
-            self._made.reset()
+        self.way.discard()
 
-    async def dial(self) -> "Connection":
-        """Connect to the destination.
-
-        Raises:
-            PeerError: It cannot be reached, or not be trusted.
-        """
-        made, self._made = self._made, None
-        connection = made or await self.reach()
-        return await self._config.route.secure(connection, self._address, source_speaks_tls=self.over_tls)
-
-    async def reach(self) -> "Connection":
-        """Connect to the destination, with no TLS yet.
-
-        Raises:
-            PeerError: It cannot be reached.
-        """
-        return await self._config.route.dial(self._address)
+    async def _dial(self) -> "Connection":
+        """Connect the main channel; raises PeerError."""
+        connection = await self.way.dial()
+        self.report.destination_tls = self.way.tls
+        return connection
 
     def _lose(self, error: PeerError) -> None:
         """End the leg at hand."""

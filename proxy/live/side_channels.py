@@ -36,6 +36,12 @@ class SideChannels:
         self._report = report
         self._lose = lose
         self._channels: set[Channel] = set()
+        self._carried = 0
+
+    @property
+    def carried(self) -> int:
+        """Bytes that have gone on to the destination so far."""
+        return self._carried + sum(channel.bytes for channel in self._channels)
 
     async def carry_multifd(self, source: "Connection", opening: bytes, dial: "Dial") -> None:
         """Carry a multifd channel to its end, `opening` first; if it is lost, so is the migration."""
@@ -47,7 +53,7 @@ class SideChannels:
         except ProxyError as error:
             self._lose(PeerError(_peer_of(error), f"lost a multifd channel: {error}"))
         finally:
-            self._channels.discard(channel)
+            self._end(channel)
 
     async def carry_preempt(self, source: "Connection", dial: "Dial") -> bool:
         """Carry the postcopy-preempt channel to its end; return whether the destination took it as one."""
@@ -61,11 +67,15 @@ class SideChannels:
             if channel.dialled:
                 self._lose(PeerError(_peer_of(error), f"lost the preempt channel: {error}"))
         finally:
-            self._channels.discard(channel)
+            self._end(channel)
             if not channel.dialled:
                 self.has_preempt = False
                 self._report.channels -= 1
         return channel.dialled
+
+    def _end(self, channel: Channel) -> None:
+        self._channels.discard(channel)
+        self._carried += channel.bytes
 
     def cut(self) -> None:
         """Cut all of them, as a pause in postcopy does; they come anew with the recovery."""

@@ -9,6 +9,7 @@ from formats.arm.sysreg import MIDR_EL1
 from proxy.policy.acceptance import Acceptance
 from proxy.policy.rules import Rule, RuleAction, Rules
 from proxy.policy.whitelist import Pairing
+from proxy.settings.origin import Origin
 
 
 class Mode(enum.StrEnum):
@@ -65,6 +66,7 @@ class Policy:
         drop_harmless: Whether registers that the destination lacks and `proxy.judging.harmless` knows may be left out.
         require: What a migration has to bring.
         accept: What a guest may lose, and meet.
+        origin: The file that it was read from; None where there is none.
     """
 
     whitelist: tuple[Pairing, ...] = ()
@@ -73,3 +75,4 @@ class Policy:
     drop_harmless: bool = True
     require: Requirements = field(default_factory=Requirements)
     accept: Acceptance = field(default_factory=Acceptance)
+    origin: Origin | None = field(default=None, compare=False)

@@ -98,6 +98,7 @@ def load_policy(path: Path) -> Policy:
             parse_losses(file.accept.lost_features, settings.where("accept", "lost_features")),
             parse_errata(file.accept.errata, settings.where("accept", "errata")),
         ),
+        origin=settings.origin,
     )
 
 

@@ -6,17 +6,22 @@ import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from proxy.errors import ExitCode
+from proxy.hosts.local_guest import UNKNOWN, Guest
 from proxy.judging.explain import lost_features, met_errata
 from proxy.judging.verdict import Action, verdict_as_dict
+from proxy.report.times import Times
 
 if TYPE_CHECKING:
     from formats.arm.vcpu_features import Kind
     from proxy.judging.start_flags import Start
     from proxy.judging.verdict import Verdict
+    from proxy.settings.origin import Origin
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_UUID_SIZE = 16
 
 
 class Outcome(enum.StrEnum):
@@ -32,6 +37,8 @@ class Outcome(enum.StrEnum):
 class Report:
     """What came of one stream; filled in as it passes.
 
+    `report.schema.json`, beside this file, describes its JSON.
+
     Attributes:
         mode: The policy's mode.
         outcome: What became of it; failed until its end was seen.
@@ -44,6 +51,7 @@ class Report:
         changes: What was changed.
         would_change: What would have been changed, in observe mode.
         channels: How many multifd channels, and the one of postcopy-preempt, went beside the main one.
+        channel_bytes: Bytes that went to the destination on these.
         postcopy: Whether the guest's device state went as the package of a postcopy migration.
         recoveries: How many times a postcopy migration was taken up again after its connection broke.
         kinds: The kinds of vCPU that the guest has.
@@ -54,6 +62,13 @@ class Report:
         destination: Where it went: an address as it was dialled, or a file.
         started: When it began, in UTC.
         ended: When it was over, in UTC.
+        source_tls: Whom the source's certificate names; None where it came in plain text.
+        destination_tls: Whom the destination's certificate names; None where it was spoken to in plain text.
+        guest: The guest's name and UUID, as far as they are known.
+        policy: The file with what the operator vouches for; None where options alone said it.
+        profile: The file that says what the destination takes; None where something else does.
+        kvm: Whether the destination's kernel was asked what it takes.
+        times: How long its phases took.
     """
 
     mode: str
@@ -67,6 +82,7 @@ class Report:
     changes: "list[Verdict]" = field(default_factory=list)
     would_change: "list[Verdict]" = field(default_factory=list)
     channels: int = 0
+    channel_bytes: int = 0
     postcopy: bool = False
     recoveries: int = 0
     kinds: "tuple[Kind, ...]" = ()
@@ -77,10 +93,26 @@ class Report:
     destination: str | None = None
     started: datetime | None = None
     ended: datetime | None = None
+    source_tls: str | None = None
+    destination_tls: str | None = None
+    guest: Guest = UNKNOWN
+    policy: "Origin | None" = None
+    profile: "Origin | None" = None
+    kvm: bool = False
+    times: Times = field(default_factory=Times)
 
     def begin(self, source: str, destination: str) -> None:
         """Note that it begins, from where and to where."""
         self.started, self.source, self.destination = datetime.now(UTC), source, destination
+
+    def known(self, name: str | None = None, uuid: str | None = None) -> None:
+        """Note what has become known of the guest; what was known before stays."""
+        self.guest = Guest(self.guest.name or name, self.guest.uuid or uuid)
+
+    def known_uuid(self, uuid: bytes) -> None:
+        """Note a guest's UUID, 16 bytes; QEMU sends zeros, and perhaps a greeting is cut, where there is none."""
+        if len(uuid) == _UUID_SIZE and any(uuid):
+            self.known(uuid=str(UUID(bytes=uuid)))
 
     def end(self) -> None:
         """Note that it is over."""
@@ -104,18 +136,26 @@ class Report:
             "ended": _rfc3339(self.ended),
             "source": self.source,
             "destination": self.destination,
+            "source_tls": self.source_tls,
+            "destination_tls": self.destination_tls,
+            "guest": self.guest._asdict(),
             "outcome": self.outcome.value,
             "reason": self.reason,
             "mode": self.mode,
+            "policy": None if self.policy is None else self.policy.as_dict(),
+            "profile": None if self.profile is None else self.profile.as_dict(),
+            "kvm": self.kvm,
             "machine": self.machine,
             "vcpus": self.vcpus,
             "vcpu_features": [sorted(kind) for kind in self.kinds],
             "start": None if self.start is None else self.start.as_dict(),
             "channels": self.channels,
+            "channel_bytes": self.channel_bytes,
             "postcopy": self.postcopy,
             "recoveries": self.recoveries,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
+            "seconds": self.times.as_dict(),
             "changes": [verdict_as_dict(verdict) for verdict in self.changes],
             "would_change": [verdict_as_dict(verdict) for verdict in self.would_change],
             "lost_features": lost_features(self.changes),

@@ -61,7 +61,12 @@ class Rewriter(Progress):
                 it is announced, too, while the guest still runs.
             defer: Whether the caller looks at `must_judge` after each call, so that it can ask the kernel elsewhere.
         """
-        self.report = Report(mode=judge.policy.mode.value)
+        self.report = Report(
+            mode=judge.policy.mode.value,
+            policy=judge.policy.origin,
+            profile=None if judge.host is None else judge.host.origin,
+            kvm=judge.trial is not None,
+        )
         self.replacements: list[Replacement] = []
         self._live = live
         self._judge = judge
@@ -181,6 +186,8 @@ class Rewriter(Progress):
             while (event := deferred or self._parser.next_event()) is not NEED_DATA:
                 if self._deferring and deferred is None and self._is_judged(event):
                     self._pending = event
+                    if isinstance(event, DeviceState):
+                        self.report.times.holds()
                     return out
                 deferred = None
                 out.append(event.raw)  # what an observer passes on when it cannot be judged
@@ -210,6 +217,8 @@ class Rewriter(Progress):
         match event:
             case Configuration():
                 self.report.machine = event.machine
+                if event.uuid is not None:
+                    self.report.known_uuid(event.uuid)
                 self._check_machine(event.machine, event.offset)
                 self._check_source(event.offset)
                 return event.raw
@@ -278,6 +287,7 @@ class Rewriter(Progress):
                 f"offset {state.offset:#x}, section device state: there is no vmdesc, and the policy's require.vmdesc "
                 f"wants one; {advice}"
             )
+        self.report.times.holds()
         report, judged = self.report, judge_state(self._judge, state)
         report.vcpus += len(judged.vcpus)
         report.kinds, report.start, report.not_looked_at = judged.kinds, judged.start, judged.not_looked_at

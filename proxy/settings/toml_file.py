@@ -12,6 +12,7 @@ import msgspec
 
 import proxy
 from proxy.errors import ConfigError
+from proxy.settings.origin import Origin, origin_of
 from proxy.settings.toml_lines import line_of
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -44,11 +45,13 @@ class Settings(Generic[T]):
         path: Where it is.
         text: Its text.
         value: What stands in it.
+        origin: Its path, and what its bytes were.
     """
 
     path: Path
     text: str
     value: T
+    origin: Origin
 
     def where(self, *key: str | int) -> str:
         """Name the place of a key in errors and reports: `policy.toml:12: rule[1].action`."""
@@ -64,10 +67,11 @@ def load_toml(path: Path, kind: type[T]) -> Settings[T]:
     text = ""
     found: dict[str, Any] = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = content.decode("utf-8")
         found = tomllib.loads(text)
         _check_version(path, text, found, kind)
-        return Settings(path, text, msgspec.convert(found, kind))
+        return Settings(path, text, msgspec.convert(found, kind), origin_of(path, content))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except msgspec.ValidationError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tests.lab.cache import cache_folder
 from tests.lab.host_guest import outside
 from tests.lab.qmp import LabError
 from tests.lab.remote import RemoteCommand, running_command
+from tests.report_schema import checked_report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,7 @@ class HostProxy:
 
     def reports(self) -> list[dict[str, Any]]:
         """The reports written so far."""
-        return [json.loads(line) for line in self._command.stdout.splitlines()]
+        return [checked_report(line.decode()) for line in self._command.stdout.splitlines()]
 
     async def wait_exit(self, limit: float = 60) -> int:
         """Wait until the proxy has ended and return its exit code."""

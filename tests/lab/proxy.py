@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import trio
 
 from tests.lab.process import Process
 from tests.lab.qmp import LabError
+from tests.report_schema import checked_report
 
 if TYPE_CHECKING:
     import signal
@@ -52,7 +52,7 @@ class Proxy:
 
     def reports(self) -> list[dict[str, Any]]:
         """The reports written so far."""
-        return [json.loads(line) for line in self.report.read_text().splitlines()]
+        return [checked_report(line) for line in self.report.read_text().splitlines()]
 
     async def wait_reports(self, count: int, limit: float = 20) -> list[dict[str, Any]]:
         """Wait until that many migrations ended."""

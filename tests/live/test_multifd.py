@@ -16,6 +16,7 @@ from tests.live.helpers import A57_TO_A72, learn
 if TYPE_CHECKING:
     from pathlib import Path
 
+UUID = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 CAPABILITIES = {"multifd": True}
 
 
@@ -25,8 +26,10 @@ async def test_a_repaired_guest_arrives(tmp_path: Path, channels: int, compressi
     profile = await learn(tmp_path, "cortex-a72")
     parameters = {"multifd-channels": channels, "multifd-compression": compression}
     async with (
-        running_vm(name="source", cpu="cortex-a57", guest=counter_guest(touch_pages=2000)) as source,
-        running_vm(name="destination", cpu="cortex-a72", incoming="defer") as destination,
+        running_vm(
+            name="source", cpu="cortex-a57", guest=counter_guest(touch_pages=2000), extra=("-uuid", UUID)
+        ) as source,
+        running_vm(name="destination", cpu="cortex-a72", incoming="defer", extra=("-uuid", UUID)) as destination,
     ):
         await destination.listen(capabilities=CAPABILITIES, parameters=parameters)
         await source.wait_counter_moves()
@@ -43,6 +46,12 @@ async def test_a_repaired_guest_arrives(tmp_path: Path, channels: int, compressi
             [report] = proxy.reports()
     assert report["outcome"] == "rewritten"
     assert report["channels"] == channels
+    assert report["channel_bytes"] > (2000 << 12 if compression == "none" else 10_000)
+    assert report["guest"] == {"name": "destination", "uuid": UUID}
+    assert report["source_tls"] is report["destination_tls"] is None
+    seconds = report["seconds"]
+    assert seconds["ram"] > seconds["held"] >= seconds["last_in_to_first_out"] > 0
+    assert seconds["trial"] is None
     assert {change["register"] for change in report["changes"]} == {"ID_MMFR0_EL1", "ID_MMFR0"}
 
 

@@ -116,6 +116,7 @@ async def test_a_repaired_guest_arrives(tmp_path: Path, capabilities: Mapping[st
         assert await it.proxy.wait_exit() == 0, it.proxy.text()
         [report] = it.proxy.reports()
     assert report["outcome"] == "rewritten"
+    assert report["source_tls"] == report["destination_tls"] == "guest mover"
     assert report["channels"] == (2 if capabilities == MULTIFD else len(capabilities) // 2)
 
 

@@ -17,8 +17,8 @@ class StrEnum(str, enum.Enum):
 class field:
     """dataclasses.field of Python 3.7."""
 
-    def __init__(self, default_factory=None, **_):
-        self.default_factory = default_factory
+    def __init__(self, default_factory=None, default=None, **_):
+        self.default_factory = default_factory or (lambda: default)
 
 
 def dataclass(*names):

@@ -44,7 +44,7 @@ class ServerTls:
         """
         self._context()
 
-    async def welcome(self, source: Connection) -> Connection:
+    async def welcome(self, source: Connection) -> TlsConnection:
         """Shake hands with a source that connected; see `_shaken`."""
         connection = await _shaken(source, self._context, server_side=True)
         name = connection.common_name

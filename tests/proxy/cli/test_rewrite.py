@@ -9,6 +9,7 @@ import lzma
 import os
 import re
 import stat
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,7 +36,10 @@ def test_the_scenario(run: Callable[..., Result], tmp_path: Path, host: Path, st
     ]
     assert [value(written, MIDR_EL1, vcpu) for vcpu in (0, 1)] == [R3, R3]
     found = json.loads(report.read_text())
-    assert (found["schema_version"], found["outcome"], found["reason"]) == (1, "rewritten", None)
+    assert (found["schema_version"], found["outcome"], found["reason"]) == (2, "rewritten", None)
+    assert found["policy"] is None
+    assert found["profile"] == {"path": str(host), "sha256": sha256(host.read_bytes()).hexdigest()}
+    assert set(found["seconds"].values()) == {None}, "no guest stands for a file"
     assert found["bytes_in"] == found["bytes_out"] == len(written)
     assert [{key: change[key] for key in ("vcpu", "register", "id", "from", "to")} for change in found["changes"]] == [
         {"vcpu": n, "register": "MIDR_EL1", "id": "0x603000000013c000", "from": "0x411fd070", "to": "0x411fd073"}

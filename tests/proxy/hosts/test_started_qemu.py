@@ -33,7 +33,6 @@ def test_what_a_command_line_turns_off(cpu: str, off: set[VcpuFeature]) -> None:
     "words",
     [
         [""],
-        ["/usr/bin/socat", "-cpu", "host"],
         ["qemu-system-aarch64", "-M", "virt"],
         ["qemu-system-aarch64", "-cpu"],
         ["qemu-system-aarch64", "-cpu", "cortex-a57,pmu=off"],

@@ -553,7 +553,7 @@ def test_reports_are_lines_that_are_there_at_once(tmp_path: Path) -> None:
         process.communicate()
         assert process.returncode == 0
     first, second = map(json.loads, lines)
-    assert (first["schema_version"], first["outcome"], first["bytes_out"]) == (1, "rewritten", len(STREAM))
+    assert (first["schema_version"], first["outcome"], first["bytes_out"]) == (2, "rewritten", len(STREAM))
     assert [change["vcpu"] for change in first["changes"]] == [0, 1]
     assert (second["outcome"], second["changes"]) == ("failed", [])
     assert "the stream ends" in second["reason"]

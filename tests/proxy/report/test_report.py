@@ -31,23 +31,31 @@ def test_the_json() -> None:
     found = json.loads(report.as_json())
     assert re.fullmatch("[0-9a-f]{16}", found.pop("id"))
     assert found == {
-        "schema_version": 1,
+        "schema_version": 2,
         "started": None,
         "ended": None,
         "source": None,
         "destination": None,
+        "source_tls": None,
+        "destination_tls": None,
+        "guest": {"name": None, "uuid": None},
         "outcome": "rewritten",
         "reason": None,
         "mode": "repair",
+        "policy": None,
+        "profile": None,
+        "kvm": False,
         "machine": "virt-7.2",
         "vcpus": 1,
         "vcpu_features": [],
         "start": None,
         "channels": 0,
+        "channel_bytes": 0,
         "postcopy": False,
         "recoveries": 0,
         "bytes_in": 10,
         "bytes_out": 11,
+        "seconds": {"ram": None, "held": None, "trial": None, "last_in_to_first_out": None},
         "changes": [
             {
                 "vcpu": 0,
