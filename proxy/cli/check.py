@@ -9,9 +9,9 @@ from formats.arm.sysreg import describe
 from formats.arm.vcpu_features import named
 from formats.errors import FormatError
 from proxy.captures.stream_or_profile import read_source
-from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import COLUMNS, echo
-from proxy.cli.options import JudgeOptions, judge_options
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.judging import JudgeOptions, judge_options
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
 from proxy.judging.explain import what_the_guest_sees

@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from proxy.cli.given_once import OnceEach
+from proxy.cli.options.given_once import OnceEach
 
 _PROGRAM = "vmstate-proxy"
 _VARIABLE = "_VMSTATE_PROXY_COMPLETE"

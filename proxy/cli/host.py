@@ -10,7 +10,8 @@ from formats.errors import FormatError
 from proxy.captures.complete_file import complete_file
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
-from proxy.cli.options import check_is_free, force_option, vcpu_features_option
+from proxy.cli.options.files import check_is_free, force_option
+from proxy.cli.options.judging import vcpu_features_option
 from proxy.errors import ConfigError, RefusedError, exit_code_of
 from proxy.hosts.kvm import Feature
 from proxy.hosts.learning import join_profiles, learn_profile, with_kernel

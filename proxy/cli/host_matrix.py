@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from proxy.captures.complete_file import complete_file
-from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo, terminal_width
-from proxy.cli.options import policy_options
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.judging import policy_options
 from proxy.cli.progress import counting
 from proxy.errors import ConfigError
 from proxy.fleet.host import FleetHost

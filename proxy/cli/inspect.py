@@ -27,9 +27,9 @@ from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import evidence_of, open_vcpus
 from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
-from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo, first_of
-from proxy.cli.options import device_state_limit_option
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.judging import device_state_limit_option
 from proxy.errors import ConfigError, exit_code_of
 from proxy.report.report import counted
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from proxy.cli.given_once import OnceEachGroup
+from proxy.cli.options.given_once import OnceEachGroup
 
 
 class LazyGroup(OnceEachGroup):

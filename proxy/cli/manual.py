@@ -8,7 +8,7 @@ import click
 
 import proxy
 from proxy.captures.complete_file import complete_file
-from proxy.cli.given_once import OnceEach
+from proxy.cli.options.given_once import OnceEach
 from proxy.errors import ProxyError
 
 _AS_IT_IS = "\b"

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from proxy.captures.complete_file import complete_file
-from proxy.cli.given_once import OnceEachGroup
 from proxy.cli.lines import echo
+from proxy.cli.options.given_once import OnceEachGroup
 from proxy.errors import ConfigError
 from proxy.stdio import STDIO
 

@@ -2,10 +2,10 @@
 
 import click
 
-from proxy.cli.given_once import OnceEach
-from proxy.cli.options import check_is_free, force_option
+from proxy.cli.options.files import check_is_free, force_option
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.tls import TlsOptions, tls_options
 from proxy.cli.run import say
-from proxy.cli.tls import TlsOptions, tls_options
 from proxy.stdio import STDIO
 from proxy.stop_signals import outlive_the_terminal
 

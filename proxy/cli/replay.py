@@ -4,9 +4,9 @@ import click
 
 from proxy.captures.rewriting import holds_mapped_ram
 from proxy.captures.stream_files import open_stream
-from proxy.cli.given_once import OnceEach
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.tls import credentials
 from proxy.cli.progress import progress_on
-from proxy.cli.tls import credentials
 from proxy.errors import RefusedError
 from proxy.stop_signals import outlive_the_terminal
 

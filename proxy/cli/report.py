@@ -9,8 +9,8 @@ from typing import Final
 
 import click
 
-from proxy.cli.given_once import OnceEach
 from proxy.cli.lines import echo
+from proxy.cli.options.given_once import OnceEach
 from proxy.errors import ConfigError, ProxyError
 from proxy.report.reading import Line, read_reports, since
 from proxy.stdio import STDIO

@@ -7,8 +7,8 @@ import click
 from formats.errors import FormatError
 from proxy.captures.rewriting import rewrite_in_place, rewrite_to
 from proxy.captures.stream_files import open_stream
-from proxy.cli.given_once import OnceEach
-from proxy.cli.options import JudgeOptions, judge_options
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.judging import JudgeOptions, judge_options
 from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from proxy.cli.given_once import OnceEach
-from proxy.cli.options import JudgeOptions, judge_options, mark_option, ports_option
+from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.judging import JudgeOptions, judge_options
+from proxy.cli.options.redirecting import mark_option, ports_option
+from proxy.cli.options.tls import TlsOptions, tls_options
 from proxy.cli.reporting import report_file
-from proxy.cli.tls import TlsOptions, tls_options
 from proxy.live.allowed_sources import parse_networks
 from proxy.live.descriptors import take_all
 from proxy.live.session_config import DEFAULT_VMDESC_WAIT, SessionConfig

@@ -2,8 +2,8 @@
 
 import click
 
-from proxy.cli.given_once import OnceEachGroup
-from proxy.cli.options import mark_option, ports_option
+from proxy.cli.options.given_once import OnceEachGroup
+from proxy.cli.options.redirecting import mark_option, ports_option
 from proxy.net.nft_rules import RuleSet, Side, parse_network
 from proxy.net.redirection import PortRange
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from formats.arm.sysreg import parse_register
-from proxy.cli.options import policy_of
+from proxy.cli.options.judging import policy_of
 from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.profile_file import load_profile
 from proxy.judging.check import check

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.cli.options import policy_of
+from proxy.cli.options.judging import policy_of
 from proxy.errors import ConfigError, RefusedError
 from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.check import check

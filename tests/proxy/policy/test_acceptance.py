@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from formats.arm.sysreg import parse_register
-from proxy.cli.options import policy_of
+from proxy.cli.options.judging import policy_of
 from proxy.errors import ConfigError
 from proxy.policy.acceptance import Acceptance
 from proxy.policy.policy_file import load_policy

@@ -1,7 +1,6 @@
 """The options by which every command that judges learns of the destination and of the policy."""
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from proxy.errors import ConfigError
 from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
-from proxy.net.redirection import DEFAULT_MARK, MIGRATION_PORTS, parse_ports
 from proxy.policy.acceptance import Acceptance, parse_errata, parse_losses
 from proxy.policy.policy import Mode, Policy
 from proxy.policy.rules import Rule, RuleAction, Rules
@@ -49,38 +47,6 @@ device_state_limit_option = click.option(
     help="Refuse streams with more device state than this; it is held in memory.",
 )
 """Gives a command `device_state_limit`, in bytes."""
-
-
-ports_option = click.option(
-    "--ports",
-    metavar="FIRST-LAST",
-    default=str(MIGRATION_PORTS),
-    show_default=True,
-    callback=lambda _context, _option, text: parse_ports(text),
-    help="The destinations' ports that are redirected, and dialled on to.",
-)
-"""Gives a command `ports`, a `PortRange`."""
-
-
-def _mark(_context: click.Context, _option: click.Parameter, text: str) -> int:
-    try:
-        mark = int(text, 0)
-    except ValueError:
-        mark = 0
-    if not 1 <= mark < 1 << 32:
-        raise ConfigError(f"--mark {text!r}: write a number of 32 bits that is not 0, as {DEFAULT_MARK:#x}")
-    return mark
-
-
-mark_option = click.option(
-    "--mark",
-    metavar="NUMBER",
-    default=hex(DEFAULT_MARK),
-    show_default=True,
-    callback=_mark,
-    help="The firewall mark of the proxy's own connections, by which the rules leave them alone.",
-)
-"""Gives a command `mark`."""
 
 
 def _features(_context: click.Context, _option: click.Parameter, names: str | None) -> frozenset[Feature] | None:
@@ -277,20 +243,6 @@ def _destination(path: Path | None, midr: str | None) -> HostProfile | None:
     if profile.midr is not None:
         raise ConfigError(f"--midr {value:#x}: {path} says that the destination's MIDR_EL1 is {profile.midr:#x}")
     return replace(profile, values=profile.values | {MIDR_EL1: value})
-
-
-force_option = click.option("--force", is_flag=True, help="Overwrite what is there under that name.")
-"""Gives a command `force`; see `check_is_free`."""
-
-
-def check_is_free(name: str, *, force: bool) -> None:
-    """See that no file is overwritten that nobody spoke of.
-
-    Raises:
-        ConfigError: There is one of that name.
-    """
-    if not force and os.path.isfile(name):
-        raise ConfigError(f"{name}: there is such a file already; --force overwrites it")
 
 
 def _each(texts: tuple[str, ...]) -> list[str]:
