@@ -5,7 +5,7 @@ import click
 from proxy.cli.options.files import check_is_free, force_option
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.tls import TlsOptions, tls_options
-from proxy.cli.run import say
+from proxy.log import LOG, set_up_log
 from proxy.stdio import STDIO
 from proxy.stop_signals import outlive_the_terminal
 
@@ -88,8 +88,9 @@ def command(
     )
     address = parse_address(listen)
     outlive_the_terminal()
-    report = trio.run(record, address, config, RecordingFile(target), say)
+    set_up_log()
+    report = trio.run(record, address, config, RecordingFile(target), LOG.info)
     if as_json:
         click.echo(report.as_json())
-    say(report.summary())
+    LOG.info(report.summary())
     raise click.exceptions.Exit(report.exit_code)

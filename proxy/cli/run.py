@@ -1,35 +1,41 @@
 """`vmstate-proxy run`."""
 
-from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.configured import Configured
 from proxy.cli.options.judging import JudgeOptions, judge_options
+from proxy.cli.options.limits import limit_options
+from proxy.cli.options.logs import log_options
 from proxy.cli.options.redirecting import mark_option, ports_option
 from proxy.cli.options.tls import TlsOptions, tls_options
-from proxy.cli.reporting import report_file
-from proxy.live.allowed_sources import parse_networks
+from proxy.cli.reporting import ReportFile, report_file
+from proxy.errors import ConfigError
 from proxy.live.descriptors import take_all
-from proxy.live.session_config import DEFAULT_VMDESC_WAIT, SessionConfig
+from proxy.live.session_config import DEFAULT_VMDESC_WAIT, Limits, SessionConfig
+from proxy.log import LOG
 from proxy.net.address import parse_address
+from proxy.net.allowed_sources import parse_networks
 from proxy.net.binding import bound
 from proxy.net.redirection import PortRange
 from proxy.stop_signals import held_back
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from proxy.judging.judge import Judge
     from proxy.judging.verdict import Registers
+    from proxy.net.address import Address
     from proxy.net.binding import Bound
     from proxy.net.transparent import Redirection
 
 
-@click.command("run", cls=OnceEach, short_help="Carry live migrations to a destination.")
+@click.command("run", cls=Configured, short_help="Carry live migrations to a destination.")
 @click.option(
     "--listen",
     required=True,
@@ -88,6 +94,8 @@ if TYPE_CHECKING:
     help="With --transparent, where redirected connections may speak TLS or plain text: refuse those in plain text.",
 )
 @tls_options
+@limit_options
+@log_options
 @judge_options
 def command(
     *,
@@ -105,14 +113,16 @@ def command(
     destination_qmp: str | None,
     require_tls: bool,
     tls: TlsOptions,
+    limits: Limits,
     options: JudgeOptions,
-) -> None:
+) -> "SessionConfig":
     """Carry live migrations from --listen to the destination at --connect, or --transparent to where they were going.
 
     Migrations may come one after the other and at the same time. What cannot be located or may not be changed ends its
     migration with a reset on both sides, while the source still has its guest. After SIGTERM or ctrl-C no more
-    migrations are taken, and those under way go on to their end; a second one resets them. SIGHUP ends nothing: the
-    --report file is opened anew, so that it can be rotated.
+    migrations are taken, and those under way go on to their end; a second one resets them. SIGHUP ends nothing: policy,
+    profiles and --config are read anew, for the migrations that come from then on, and the --report file is opened
+    anew, so that it can be rotated. What is wrong in them is said, and changes nothing.
 
     Without a host in --listen, the loopback interface is taken: the stream holds the guest's memory in the clear.
 
@@ -134,44 +144,126 @@ def command(
       vmstate-proxy run --transparent --listen tcp:0.0.0.0:4444 --tls /etc/pki/qemu --require-tls \\
           --kvm --policy policy.toml --report migrations.jsonl
     """
-    if transparent == (connect is not None):
-        raise click.UsageError(
-            "say where migrations go on to: --connect URI, or --transparent for where redirected ones were going"
-        )
-    if require_tls and not (transparent and tls.server):
-        raise click.UsageError("--require-tls belongs to --transparent with --tls or --listen-tls")
-    given = click.get_current_context().get_parameter_source
-    for option in ("ports", "mark"):
-        if not transparent and given(option) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{option} belongs to --transparent")
+    context = click.get_current_context()
+    _check(context, connect=connect, transparent=transparent, require_tls=require_tls, tls=tls)
     judge = options.judge if destination_qmp is None else _asking_by_qmp(options.judge, destination_qmp)
-    addresses = [parse_address(text) for text in listen]
-    destination = None if connect is None else parse_address(connect)
-    sources = parse_networks(allow_source)
-    vcpus = () if source is None else _read_source(source)
-    take_all()
-    with held_back(), bound(addresses) as bounds, report_file(report) as reports:
-        onward = destination or _redirection(ports, mark, bounds)
-        for one in bounds:
-            say(f"listening on {one.name}, for {f'the destination at {destination}' if destination else onward}")
-        # Sources can connect; what carries them takes longer to load than all before.
-        import trio
+    fixed = _Fixed(listen, connect, transparent, str(ports), mark, once, report)
 
-        from proxy.live.relay import Relay
+    def config(onward: "Address | Redirection") -> "SessionConfig":
         from proxy.net.route import Route
 
-        config = SessionConfig(
+        return SessionConfig(
             route=Route(onward, tls.client, tls_follows=transparent and tls.server is not None),
             judge=judge,
             allow_no_return_path=allow_no_return_path,
             device_state_limit=options.device_state_limit,
             vmdesc_wait=vmdesc_wait,
             source=vcpus,
+            tls=tls.server,
+            plain_too=transparent and not require_tls,
+            sources=sources,
+            limits=limits,
         )
-        plain_too = transparent and not require_tls
-        relay = Relay(config, once, say, reports.add, tls.server, reports.reopen, sources, plain_too)
+
+    addresses = [parse_address(text) for text in listen]
+    destination = None if connect is None else parse_address(connect)
+    sources = parse_networks(allow_source)
+    vcpus = () if source is None else _read_source(source)
+    if isinstance(context.obj, _Serving):
+        return context.obj.changed(fixed, config)
+    take_all()
+    with held_back(), bound(addresses) as bounds, report_file(report) as reports:
+        onward = destination or _redirection(ports, mark, bounds)
+        for one in bounds:
+            LOG.info(f"listening on {one.name}, for {f'the destination at {destination}' if destination else onward}")
+        # Sources can connect; what carries them takes longer to load than all before.
+        import trio
+
+        from proxy.live.relay import Relay
+        from proxy.service.notifier import notifier
+
+        serving = _Serving(fixed, onward, reports)
+        manager = notifier(os.environ)
+        relay = Relay(
+            config(onward),
+            LOG,
+            reports.add,
+            once=once,
+            reload=partial(serving.reload, context),
+            watchers=[manager] if manager else [],
+            companions=[manager.run] if manager else [],
+        )
+        if manager:
+            manager.watch(relay.under_way)
         exit_code = trio.run(relay.run, *bounds)
     raise click.exceptions.Exit(exit_code)
+
+
+class _Fixed(NamedTuple):
+    """What is settled when the service starts."""
+
+    listen: tuple[str, ...]
+    connect: str | None
+    transparent: bool
+    ports: str
+    mark: int
+    once: bool
+    report: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """A service that runs, and may be told to read its settings anew.
+
+    Attributes:
+        fixed: What does not change.
+        onward: Where migrations go on to.
+        reports: Where their reports go.
+    """
+
+    fixed: _Fixed
+    onward: "Address | Redirection"
+    reports: ReportFile
+
+    def reload(self, context: click.Context) -> "SessionConfig":
+        """Read anew what the operator decides, and open the report's file anew.
+
+        Raises:
+            ProxyError: Something is wrong; nothing has changed.
+        """
+        again = command
+        assert isinstance(again, Configured)
+        try:
+            config: SessionConfig = again.again(context, self)
+        except click.ClickException as error:
+            raise ConfigError(error.format_message()) from error
+        self.reports.reopen()
+        LOG.info("SIGHUP: settings, policy and profiles were read anew; migrations under way keep what they began with")
+        return config
+
+    def changed(self, fixed: _Fixed, config: "Callable[[Address | Redirection], SessionConfig]") -> "SessionConfig":
+        """Return what counts from now on, and say what would, were the service started anew."""
+        for name, before, after in zip(_Fixed._fields, self.fixed, fixed, strict=True):
+            if before != after:
+                LOG.warning(
+                    f"SIGHUP: --{name} counts from the next start on; it stays {before!r}, and is now {after!r}"
+                )
+        return config(self.onward)
+
+
+def _check(
+    context: click.Context, *, connect: str | None, transparent: bool, require_tls: bool, tls: TlsOptions
+) -> None:
+    """See that the options fit each other."""
+    if transparent == (connect is not None):
+        raise click.UsageError(
+            "say where migrations go on to: --connect URI, or --transparent for where redirected ones were going"
+        )
+    if require_tls and not (transparent and tls.server):
+        raise click.UsageError("--require-tls belongs to --transparent with --tls or --listen-tls")
+    for option in ("ports", "mark"):
+        if not transparent and context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{option} belongs to --transparent")
 
 
 def _redirection(ports: PortRange, mark: int, bounds: "Sequence[Bound]") -> "Redirection":
@@ -194,9 +286,3 @@ def _read_source(name: str) -> "Sequence[Registers]":
     from proxy.captures.stream_or_profile import read_source
 
     return read_source(name)
-
-
-def say(line: str) -> None:
-    """Print a line for the operator at once; migrations go on when nobody reads it."""
-    with suppress(OSError):
-        click.echo(f"vmstate-proxy: {line}", err=True)

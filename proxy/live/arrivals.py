@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from proxy.live.session import Session
     from proxy.live.under_way import UnderWay
+    from proxy.log import Log
     from proxy.net.connection import Connection
-    from proxy.net.route import Route
     from proxy.net.tls.roles import ServerTls
 
 _CHANNEL_WAIT: Final = 10.0
@@ -28,29 +28,15 @@ _SILENCE: Final = 0.05
 class Arrivals:
     """Finds out what connections are, by what they begin with and by the migrations that are under way."""
 
-    def __init__(
-        self,
-        route: "Route",
-        under_way: "UnderWay",
-        say: "Callable[[str], None]",
-        tls: "ServerTls | None" = None,
-        *,
-        plain_too: bool = False,
-    ) -> None:
+    def __init__(self, under_way: "UnderWay", log: "Log") -> None:
         """Make it for one relay.
 
         Args:
-            route: Where connections go on to.
-            under_way: The migrations that they may belong to.
-            say: Takes one line for the operator.
-            tls: What sources speak; None for plain text.
-            plain_too: Whether, with `tls`, they may speak plain text, too.
+            under_way: The migrations that connections may belong to.
+            log: Takes lines for the operator.
         """
-        self._route = route
         self._under_way = under_way
-        self._say = say
-        self._tls = tls
-        self._plain_too = plain_too
+        self._log = log
 
     async def wait_begin(self, session: "Session") -> "Session | Connection | None":
         """Wait for what a connection begins with; where it begins TLS, for what comes within.
@@ -61,12 +47,13 @@ class Arrivals:
             RefusedError: It speaks plain text, and may not.
             PeerError: It is not let in.
         """
-        if self._tls is None:
+        config = session.config
+        if config.tls is None:
             return await self._first_word(session, session.wait_begin)
-        if not self._route.redirects and not self._plain_too:
-            await session.welcome(self._tls)
+        if not config.route.redirects and not config.plain_too:
+            await session.welcome(config.tls)
             return await self._first_word(session, session.wait_begin)
-        return await self._tls_or_plain(session, self._tls)
+        return await self._tls_or_plain(session, config.tls)
 
     async def _tls_or_plain(self, session: "Session", tls: "ServerTls") -> "Session | Connection | None":
         """Let the first byte tell; a connection that is redirected may be one on which the destination speaks first."""
@@ -79,11 +66,11 @@ class Arrivals:
 
         found = await self._first_word(session, look)
         if encrypted:
-            self._route.check_not_own(session.source)
+            session.config.route.check_not_own(session.source)
             await session.welcome(tls)
             return await self._first_word(session, session.wait_begin)
         silent_channel = found is not None and found in self._under_way
-        if not self._plain_too and (session.opening or silent_channel):
+        if not session.config.plain_too and (session.opening or silent_channel):
             raise RefusedError("it speaks plain text, and --require-tls has sources speak TLS")
         return found
 
@@ -108,7 +95,7 @@ class Arrivals:
             RefusedError: It is the proxy's own.
             PeerError: The destination of a silent one cannot be reached.
         """
-        source = session.source
+        source, route = session.source, session.config.route
         greeted: Connection | None = None
         begun = False
         problem: ProxyError | None = None
@@ -117,7 +104,7 @@ class Arrivals:
             nonlocal begun
             begun = await wait()
             if not begun:
-                self._say(f"{source.name} connected and left without a word")
+                self._log.info(f"{source.name} connected and left without a word")
             scope.cancel()
 
         async def claim(scope: trio.CancelScope) -> None:
@@ -134,7 +121,7 @@ class Arrivals:
             nonlocal greeted, problem
             await trio.sleep(SILENCE)
             try:
-                self._route.check_not_own(source)
+                route.check_not_own(source)
                 destination = await session.way.reach()
                 session.way.take(destination)
                 await wait_first_word(destination)
@@ -146,7 +133,7 @@ class Arrivals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(begin, nursery.cancel_scope)
             nursery.start_soon(claim, nursery.cancel_scope)
-            if self._route.redirects and not session.way.over_tls:
+            if route.redirects and not session.way.over_tls:
                 nursery.start_soon(dial_on, nursery.cancel_scope)
         if begun or session.gone:
             return None
@@ -155,8 +142,12 @@ class Arrivals:
             raise problem
         return self._under_way.find(session.key, _wants_preempt) or greeted
 
-    async def carry_channel(self, session: "Session", source: "Connection") -> None:
-        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only."""
+    async def carry_channel(self, session: "Session", source: "Connection") -> bool:
+        """Carry a multifd channel of the newest migration; the destination takes it after the main channel only.
+
+        Returns:
+            Whether there is such a migration.
+        """
         opening = bytes(session.opening)
         guest = channel_guest(opening)
 
@@ -167,12 +158,13 @@ class Arrivals:
             await self._under_way.until(lambda: self._under_way.find(session.key, takes_it) is not None)
         migration = self._under_way.find(session.key, takes_it)
         if migration is None:
-            self._say(f"{source.name}: a multifd channel without its migration")
+            self._log.info(f"{source.name}: a multifd channel without its migration")
             session.reject()
-            return
+            return False
         migration.guest = guest
         migration.report.known_uuid(guest)
         await migration.channels.carry_multifd(source, opening, session.way.dial)
+        return True
 
 
 def _wants_preempt(session: "Session") -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from formats.frame.event import Raw
+    from proxy.live.session_config import Limits
     from proxy.net.connection import Connection
     from proxy.rewriter.rewriter import Rewriter
 
@@ -29,6 +30,8 @@ _GATHER: Final = 0.001
 QEMU sends them in pieces of 32 KiB, which stand for 14 MiB of memory. Those that nobody takes at once it sends in
 longer ones, with less work for itself, for the proxy and for the destination.
 """
+
+_LOOK_FOR_IDLE: Final = 1.0
 
 _MOST_WAITS: Final = 10
 """A source that is silent for so many waits in a row has sent all it has; its guest is stopped until it is answered."""
@@ -45,6 +48,7 @@ class Leg:
         *,
         buffer: memoryview,
         vmdesc_wait: float,
+        limits: "Limits",
         on_release: "Callable[[], None]",
     ) -> None:
         """Make a leg.
@@ -55,6 +59,7 @@ class Leg:
             rewriter: Says what may go on.
             buffer: What is received into.
             vmdesc_wait: Seconds to wait for a vmdesc that seems to be missing.
+            limits: How long nothing may come.
             on_release: Is called whenever bytes have gone on to the destination.
         """
         self._source = source
@@ -62,6 +67,7 @@ class Leg:
         self._rewriter = rewriter
         self._buffer = buffer
         self._vmdesc_wait = vmdesc_wait
+        self._limits = limits
         self._on_release = on_release
         self._times = rewriter.report.times
         self._listener = ReturnPathListener()
@@ -84,16 +90,36 @@ class Leg:
             PeerError: A connection broke, the leg was lost, or the destination did not confirm that it has the guest.
             Also what `Rewriter.feed` raises.
         """
+        problem: Exception | None = None
         with self._scope:
-            await together(self._forward(pieces), self._backward())
-        if self._lost is not None:
-            raise self._lost
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_idle)
+                try:
+                    await together(self._forward(pieces), self._backward())
+                except Exception as error:
+                    problem = error
+                nursery.cancel_scope.cancel()
+        if problem is not None or self._lost is not None:
+            raise problem or self._lost or AssertionError
         self._check_confirmed()
 
     def lose(self, error: PeerError) -> None:
         """End the pumps with an error."""
         self._lost = error
         self._scope.cancel()
+
+    async def _watch_idle(self) -> None:
+        """Lose the leg when nothing passes for too long; not while the QEMUs wait for each other, nor in postcopy."""
+        rewriter = self._rewriter
+        while True:
+            await trio.sleep(_LOOK_FOR_IDLE)
+            if rewriter.complete or rewriter.opaque or rewriter.must_judge:
+                continue
+            option, limit = (
+                ("--idle-state", self._limits.idle_state) if rewriter.holds else ("--idle-ram", self._limits.idle_ram)
+            )
+            if limit is not None and time.perf_counter() - self._times.received > limit:
+                self.lose(PeerError("source", f"sent nothing that could go on for {limit:g} seconds ({option})"))
 
     async def _forward(self, pieces: "list[Raw]") -> None:
         """Source to destination, through the rewriter."""

@@ -4,7 +4,6 @@ import errno
 import gc
 import signal
 import traceback
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,21 +12,24 @@ from formats.channels.multifd import is_channel
 from formats.frame.records import MAGIC
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
-from proxy.live.allowed_sources import AllowedSources
 from proxy.live.arrivals import Arrivals, is_recoverable
 from proxy.live.server_first import carry
 from proxy.live.session import Session
-from proxy.live.session_config import SessionConfig
 from proxy.live.under_way import UnderWay
+from proxy.live.watching import Arrived
+from proxy.log import about
 from proxy.net.listening import Listener, listen_on
 from proxy.stop_signals import STOP_SIGNALS, let_come
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    import logging
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
+    from proxy.live.session_config import SessionConfig
+    from proxy.live.watching import Watcher
+    from proxy.log import Log
     from proxy.net.binding import Bound
     from proxy.net.connection import Connection
-    from proxy.net.tls.roles import ServerTls
     from proxy.report.report import Report
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
@@ -37,39 +39,49 @@ _BREATH: Final = 0.2
 _PROGRESS_EVERY: Final = 10.0
 
 
-@dataclass(slots=True)
 class Relay:
     """Runs a session for every migration that comes, and brings each its further connections.
 
     Attributes:
-        config: What the sessions have in common.
-        once: Whether to take one migration and stop; what sends something else does not count.
-        say: Takes one line for the operator.
-        on_report: Takes the report of every migration that ended.
-        tls: What sources speak; None for plain text.
-        plain_too: Whether, with `tls`, they may speak plain text, too: redirected ones may be of either kind.
-        on_hangup: Is called on SIGHUP, which ends nothing.
-        sources: Who may connect.
+        config: What the sessions have in common; another one counts for those that come from then on.
+        under_way: The migrations that are under way.
     """
 
-    config: SessionConfig
-    once: bool
-    say: "Callable[[str], None]"
-    on_report: "Callable[[Report], None]"
-    tls: "ServerTls | None" = None
-    on_hangup: "Callable[[], None]" = lambda: None
-    sources: AllowedSources = field(default_factory=AllowedSources)
-    plain_too: bool = False
-    _begun: int = 0
-    _taken: bool = False
-    _exit_code: ExitCode = ExitCode.OK
-    _under_way: UnderWay = field(init=False, default_factory=UnderWay)
-    _arrivals: Arrivals = field(init=False)
+    def __init__(
+        self,
+        config: "SessionConfig",
+        log: "logging.Logger",
+        on_report: "Callable[[Report], None]",
+        *,
+        once: bool = False,
+        reload: "Callable[[], SessionConfig | None]" = lambda: None,
+        watchers: "Iterable[Watcher]" = (),
+        companions: "Iterable[Callable[[], Awaitable[None]]]" = (),
+    ) -> None:
+        """Make a relay.
 
-    def __post_init__(self) -> None:
-        self._arrivals = Arrivals(
-            self.config.route, self._under_way, lambda line: self.say(line), self.tls, plain_too=self.plain_too
-        )
+        Args:
+            config: What the sessions have in common.
+            log: Takes lines for the operator.
+            on_report: Takes the report of every migration that ended.
+            once: Whether to take one migration and stop; what sends something else does not count.
+            reload: Is called on SIGHUP, in a thread, and returns what counts for the migrations from then on, if that
+                is to change. It raises ProxyError when that cannot be read; then nothing changes.
+            watchers: Are told what happens.
+            companions: What runs beside it, as long as it does.
+        """
+        self.config = config
+        self.under_way = UnderWay()
+        self._log = log
+        self._on_report = on_report
+        self._once = once
+        self._reload = reload
+        self._watchers = tuple(watchers)
+        self._companions = tuple(companions)
+        self._taken = False
+        self._exit_code = ExitCode.OK
+        self._arrivals = Arrivals(self.under_way, log)
+        self._connections = 0
 
     async def run(self, *bounds: "Bound") -> ExitCode:
         """Take migrations from what is bound, until told to stop; then it is closed.
@@ -86,20 +98,24 @@ class Relay:
             trio.open_signal_receiver(signal.SIGHUP) as hangups,
         ):
             let_come()
-            self.config.judge.prepare()
+            self.config.prepare()
             gc.freeze()  # what is loaded now stays; the collector need not look at it while a guest stands
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
                 nursery.start_soon(self._hear_hangups, hangups)
+                for companion in self._companions:
+                    nursery.start_soon(companion)
                 async with trio.open_nursery() as sessions:
                     for one in bounds:
                         sessions.start_soon(self._accept, listen_on(one), sessions)
                 nursery.cancel_scope.cancel()
-        return ExitCode.FAILED if self.once and not self._taken else self._exit_code
+        return ExitCode.FAILED if self._once and not self._taken else self._exit_code
 
     def stop(self) -> None:
         """Take no more migrations; those under way go on to their end, and their further connections are taken."""
-        self._under_way.drain()
+        self.under_way.drain()
+        for watcher in self._watchers:
+            watcher.drains()
 
     # --- connections
 
@@ -120,131 +136,186 @@ class Relay:
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
-                self.say(f"cannot accept a migration just now: {error.strerror}")
+                self._log.info(f"cannot accept a migration just now: {error.strerror}")
                 await trio.sleep(_BREATH)
 
     async def _cancel_when_done(self, scope: trio.CancelScope) -> None:
-        await self._under_way.until(lambda: self._under_way.draining and not self._under_way)
+        await self.under_way.until(lambda: self.under_way.draining and not self.under_way)
         scope.cancel()
 
     async def _serve(self, source: "Connection") -> None:
         """Carry a connection to its end; its trouble must not end the others."""
+        self._connections += 1
         try:
             await self._serve_any(source)
         except Exception as error:
             traceback.print_exc()
-            self.say(f"{source.name}: internal error, please report it: {error!r}")
+            self._log.error(f"{source.name}: internal error, please report it: {error!r}")
             source.reset()
+        finally:
+            self._connections -= 1
 
     async def _serve_any(self, source: "Connection") -> None:
         """Find out what a connection is, and carry it."""
-        try:
-            self.sources.check(source.host)
-        except RefusedError as error:
-            self.say(f"{source.name} is refused: {error}")
+        limits = self.config.limits
+        if self._connections > limits.connections:
             source.reset()
+            self._tell(Arrived.TOO_MANY)
+            self._log.warning(
+                f"{source.name} is refused: there are {limits.connections} connections (--max-connections)"
+            )
             return
+        session: Session | None = None
         try:
+            self.config.sources.check(source.host)
             session = Session(self.config, source)
+            session.on_change = self.under_way.tell_change
+            with trio.fail_after(limits.begin):
+                what = await self._arrivals.wait_begin(session)
+            session.config.route.check_not_own(session.source)
         except RefusedError as error:
-            self.say(f"{source.name} is refused: {error}")
-            source.reset()
-            return
-        session.on_change = self._under_way.tell_change
-        try:
-            what = await self._arrivals.wait_begin(session)
-            self.config.route.check_not_own(session.source)
-        except RefusedError as error:
-            self.say(f"{source.name} is refused: {error}")
-            session.reject()
+            self._refuse(source, session, error)
         except PeerError as error:
-            self.say(f"{source.name}: {error}")
-            session.reject()
+            self._tell(Arrived.BROKEN)
+            self._log.info(f"{source.name}: {error}")
+            _reset(source, session)
+        except trio.TooSlowError:
+            self._tell(Arrived.SILENT)
+            self._log.info(f"{source.name} did not say within {limits.begin:g} seconds what it is")
+            _reset(source, session)
         else:
             await self._serve_what(what, session, session.source)
+
+    def _refuse(self, source: "Connection", session: Session | None, error: RefusedError) -> None:
+        self._tell(Arrived.REFUSED)
+        self._log.warning(f"{source.name} is refused: {error}")
+        _reset(source, session)
+
+    def _tell(self, what: Arrived) -> None:
+        for watcher in self._watchers:
+            watcher.arrived(what)
 
     async def _serve_what(self, what: "Session | Connection | None", session: Session, source: "Connection") -> None:
         """Carry a connection that `Arrivals.wait_begin` has looked at."""
         if isinstance(what, Session):
+            self._tell(Arrived.PREEMPT)
             if not await what.channels.carry_preempt(source, session.way.dial):
-                self.say(f"{source.name} connected and said nothing; the destination does not take it as a channel")
+                self._log.info(
+                    f"{source.name} connected and said nothing; the destination does not take it as a channel"
+                )
         elif what is not None:
-            where = session.key[1]
-            self.say(f"{source.name}: no migration, the destination speaks first; passed on as it is to {where}")
-            try:
-                await carry(source, what, tls_only=self.tls is not None and not self.plain_too)
-            except PeerError as error:
-                self.say(f"{source.name}: {error}")
-            except RefusedError as error:
-                self.say(f"{source.name} is refused: {error}")
+            await self._pass_on(session, source, what)
         elif not session.opening:
+            self._tell(Arrived.SILENT)
             session.reject()
         elif is_channel(session.opening):
+            self._tell(Arrived.MULTIFD)
             await self._arrivals.carry_channel(session, source)
-        elif is_recovery(session.opening) and (paused := self._under_way.find(session.key, is_recoverable)) is not None:
+        elif is_recovery(session.opening) and (paused := self.under_way.find(session.key, is_recoverable)) is not None:
+            self._tell(Arrived.RECOVERY)
             paused.take_back(source, bytes(session.opening))
-        elif self._under_way.draining or self._taken:
+        elif self.under_way.draining or self._taken:
+            self._tell(Arrived.REFUSED)
+            session.reject()
+        elif len(self.under_way) >= session.config.limits.migrations:
+            self._tell(Arrived.TOO_MANY)
+            self._log.warning(
+                f"{source.name} is refused: {len(self.under_way)} migrations are under way (--max-migrations)"
+            )
             session.reject()
         else:
+            self._tell(Arrived.MIGRATION)
             await self._serve_migration(session, source)
+
+    async def _pass_on(self, session: Session, source: "Connection", destination: "Connection") -> None:
+        self._tell(Arrived.PASSED_ON)
+        where, config = session.key[1], session.config
+        self._log.info(f"{source.name}: no migration, the destination speaks first; passed on as it is to {where}")
+        try:
+            await carry(source, destination, tls_only=config.tls is not None and not config.plain_too)
+        except PeerError as error:
+            self._log.info(f"{source.name}: {error}")
+        except RefusedError as error:
+            self._log.warning(f"{source.name} is refused: {error}")
 
     # --- migrations
 
     async def _serve_migration(self, session: Session, source: "Connection") -> None:
-        self._begun += 1
-        counts = self.once and _brings_a_migration(session.opening)
+        counts = self._once and _brings_a_migration(session.opening)
         self._taken |= counts
-        number, started = self._begun, trio.current_time()
-        self.say(f"migration {number}: from {source.name} to {session.key[1]}")
-        session.on_pause = lambda line: self.say(f"migration {number}: {line}")
-        self._under_way.begin(session)
+        began, log = trio.current_time(), about(self._log, session.report.id)
+        log.info(f"from {source.name} to {session.key[1]}")
+        session.on_pause = log.warning
+        self.under_way.begin(session)
+        for watcher in self._watchers:
+            watcher.begins(session)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_progress, number, session.report)
+            nursery.start_soon(self._tell_progress, log, session.report)
             try:
                 await session.run()
             finally:
-                self._under_way.end(session)
+                self.under_way.end(session)
                 nursery.cancel_scope.cancel()
-                self._end(number, session.report, trio.current_time() - started)
+                self._end(log, session, trio.current_time() - began)
                 if counts:
                     self._exit_code = session.report.exit_code
                     self.stop()
-                self._under_way.tell_change()
+                self.under_way.tell_change()
 
-    async def _tell_progress(self, number: int, report: "Report") -> None:
+    async def _tell_progress(self, log: "Log", report: "Report") -> None:
         while True:
             before = report.bytes_out
             await trio.sleep(_PROGRESS_EVERY)
             rate = (report.bytes_out - before) / _PROGRESS_EVERY
-            self.say(f"migration {number}: {report.bytes_out >> 20} MiB passed, {rate / (1 << 20):.0f} MiB/s")
+            log.info(f"{report.bytes_out >> 20} MiB passed, {rate / (1 << 20):.0f} MiB/s")
 
-    def _end(self, number: int, report: "Report", seconds: float) -> None:
-        self.say(f"migration {number}: {report.summary()}, {seconds:.1f} s")
+    def _end(self, log: "Log", session: Session, seconds: float) -> None:
+        report = session.report
+        say = log.info if report.exit_code is ExitCode.OK else log.warning
+        say(f"{report.summary()}, {seconds:.1f} s")
+        for watcher in self._watchers:
+            watcher.ends(session, report)
         try:
-            self.on_report(report)
+            self._on_report(report)
         except OSError as error:
-            self.say(f"migration {number}: cannot write the report: {error.strerror or error}")
+            log.error(f"cannot write the report: {error.strerror or error}")
 
     async def _hear_hangups(self, hangups: "AsyncIterator[int]") -> None:
         async for _ in hangups:
+            well = False
+            for watcher in self._watchers:
+                watcher.reloads()
             try:
-                self.on_hangup()
-                self.say("SIGHUP: the report is written to a file opened anew; migrations go on")
+                changed = await trio.to_thread.run_sync(self._reload)
+                well = True
             except ProxyError as error:
-                self.say(f"SIGHUP: {error}; nothing has changed")
+                self._log.error(f"SIGHUP: {error}; nothing has changed")
+            else:
+                if changed is not None:
+                    changed.prepare()
+                    self.config = changed
+            for watcher in self._watchers:
+                watcher.reloaded(well=well)
 
     async def _obey_signals(self, signals: "AsyncIterator[int]", everything: trio.CancelScope) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if self._under_way.draining:
-                self.say(f"{name}: resetting the migrations under way")
+            if self.under_way.draining:
+                self._log.info(f"{name}: resetting the migrations under way")
                 self._exit_code = ExitCode.FAILED
                 everything.cancel()
                 return
-            self.say(f"{name}: no new migrations; send it again to reset those under way")
+            self._log.info(f"{name}: no new migrations; send it again to reset those under way")
             self.stop()
 
 
 def _brings_a_migration(opening: memoryview) -> bool:
     """Tell whether a connection that begins so may bring a migration, or the rest of one that was interrupted."""
     return MAGIC.startswith(bytes(opening[: len(MAGIC)])) or is_recovery(opening)
+
+
+def _reset(source: "Connection", session: Session | None) -> None:
+    if session is None:
+        source.reset()
+    else:
+        session.reject()

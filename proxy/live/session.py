@@ -49,6 +49,7 @@ class Session:
         guest: The UUID that its multifd channels name; None before the first.
         channels: The connections beside its main one.
         way: The way to its destination.
+        config: What the operator had decided when it came.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
         on_pause: Takes one line for the operator when the migration pauses.
     """
@@ -61,7 +62,7 @@ class Session:
         self.guest: bytes | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.on_pause: Callable[[str], None] = lambda _line: None
-        self._config = config
+        self.config = config
         self._source = source
         self._destination: Connection | None = None
         self._judge = config.judge.fresh()
@@ -214,7 +215,7 @@ class Session:
             # Now, while the guest runs; it will stand when it is judged.
             await trio.to_thread.run_sync(self._judge.open, self.way.tcp)
         self.report.known(*await self.way.guest())
-        pieces = await self._beginning()
+        pieces = await self._beginning_in_time()
         self._destination = await self._dial()
         self.dialled.set()
         self.on_change()
@@ -237,7 +238,8 @@ class Session:
             destination,
             self._rewriter,
             buffer=self._buffer,
-            vmdesc_wait=self._config.vmdesc_wait,
+            vmdesc_wait=self.config.vmdesc_wait,
+            limits=self.config.limits,
             on_release=self._tell_released,
         )
         await self._leg.run(pieces)
@@ -309,6 +311,14 @@ class Session:
                 connection.close()
             elif connection is not None:
                 connection.reset()
+
+    async def _beginning_in_time(self) -> "list[Raw]":
+        limit = self.config.limits.begin
+        try:
+            with trio.fail_after(limit):
+                return await self._beginning()
+        except trio.TooSlowError:
+            raise PeerError("source", f"sent no whole file header within {limit:g} seconds") from None
 
     async def _beginning(self) -> "list[Raw]":
         """Receive until the file header has been read; return what may go on."""

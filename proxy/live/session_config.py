@@ -1,9 +1,10 @@
 """What the operator has decided for all migrations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
+from proxy.net.allowed_sources import AllowedSources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,6 +12,29 @@ if TYPE_CHECKING:
     from proxy.judging.judge import Judge
     from proxy.judging.verdict import Registers
     from proxy.net.route import Route
+    from proxy.net.tls.roles import ServerTls
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is let come, and how long it may take; for each there is a line in the log, and a metric.
+
+    Attributes:
+        migrations: How many may be under way at once.
+        connections: How many connections there may be at once, of migrations and of whatever else comes.
+        begin: Seconds in which a connection has to say what it is: TLS, and the stream's first bytes.
+        idle_ram: Seconds in which nothing may come while the guest's memory is sent; None for no limit.
+        idle_state: The same, while the device state is: the guest stands, and nothing can be paused there.
+    """
+
+    migrations: int = 64
+    connections: int = 2048
+    begin: float = 30.0
+    idle_ram: float | None = None
+    idle_state: float | None = 60.0
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 DEFAULT_VMDESC_WAIT: Final = 1.0
 """Seconds to wait for a vmdesc after what looks like the end; sources send it in the same breath, or never."""
@@ -27,6 +51,10 @@ class SessionConfig:
         device_state_limit: Bytes of device state held at most.
         vmdesc_wait: Seconds to wait for a vmdesc after what looks like the end.
         source: What the guests of the source look like, where it is known ahead; postcopy is judged by it early.
+        tls: What sources speak; None for plain text.
+        plain_too: Whether, with `tls`, they may speak plain text, too: redirected ones may be of either kind.
+        sources: Who may connect.
+        limits: What is let come, and how long it may take.
     """
 
     route: "Route"
@@ -35,3 +63,11 @@ class SessionConfig:
     device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT
     vmdesc_wait: float = DEFAULT_VMDESC_WAIT
     source: "Sequence[Registers]" = ()
+    tls: "ServerTls | None" = None
+    plain_too: bool = False
+    sources: AllowedSources = field(default_factory=AllowedSources)
+    limits: Limits = DEFAULT_LIMITS
+
+    def prepare(self) -> None:
+        """Load what verdicts need, so that no guest stands while that is read."""
+        self.judge.prepare()

@@ -29,6 +29,14 @@ _SEGMENT: Final = 1 << 16
 
 _INET: Final = (trio.socket.AF_INET, trio.socket.AF_INET6)
 
+_KEEPALIVE: Final = (
+    (trio.socket.TCP_KEEPIDLE, 60),
+    (trio.socket.TCP_KEEPINTVL, 15),
+    (trio.socket.TCP_KEEPCNT, 8),
+)
+"""A peer that is gone without a word is noticed after three minutes of silence, not after two hours. There is no
+TCP_USER_TIMEOUT: it would also end connections to a destination that lives, and takes nothing for a while (tcp(7))."""
+
 
 class Connection(ABC):
     """A connection to one peer, both ways.
@@ -87,6 +95,8 @@ class SocketConnection(Connection):
         if sock.family in _INET:
             sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(trio.socket.IPPROTO_TCP, option, value)
 
     @property
     def stays_here(self) -> bool:

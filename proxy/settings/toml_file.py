@@ -55,7 +55,7 @@ class Settings(Generic[T]):
 
     def where(self, *key: str | int) -> str:
         """Name the place of a key in errors and reports: `policy.toml:12: rule[1].action`."""
-        return _where(self.path, self.text, key)
+        return where_in(self.path, self.text, key)
 
 
 def load_toml(path: Path, kind: type[T]) -> Settings[T]:
@@ -91,7 +91,7 @@ def _check_version(path: Path, text: str, found: dict[str, object], kind: type[m
     if _VERSION not in found:
         raise ConfigError(f"{path}:1: {_VERSION}: it is missing; write {_VERSION} = {newest} at the top of the file")
     version = found[_VERSION]
-    where = _where(path, text, (_VERSION,))
+    where = where_in(path, text, (_VERSION,))
     if type(version) is not int or version < min(known):
         raise ConfigError(
             f"{where}: it has to be {all_known.replace('and', 'or')}, the version that vmstate-proxy "
@@ -125,7 +125,7 @@ def _explained(path: Path, text: str, found: object, kind: type[msgspec.Struct],
         message = f"it has to be {_TYPES.get(wanted, wanted)}, not {_TYPES.get(wrong['got'], wrong['got'])}"
     elif wrong := _WRONG_WORD.search(message):
         message = f"{wrong['word']} is none of {', '.join(_words(_type_at(kind, key)))}"
-    return f"{_where(path, text, key)}: {message}" if key else f"{path}: {message}"
+    return f"{where_in(path, text, key)}: {message}" if key else f"{path}: {message}"
 
 
 def _at(found: Any, key: list[str | int]) -> Any:  # noqa: ANN401 - what a TOML file holds
@@ -163,7 +163,8 @@ def _wrong_entry(table: dict[str, object], kind: object) -> str:
     return "..."
 
 
-def _where(path: Path, text: str, key: "tuple[str | int, ...] | list[str | int]") -> str:
+def where_in(path: Path, text: str, key: "tuple[str | int, ...] | list[str | int]") -> str:
+    """Name the place of a key in a TOML text; see `Settings.where`."""
     line = line_of(text, key)
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
     return f"{path}:{line}: {name}" if line is not None else f"{path}: {name}"

@@ -202,7 +202,7 @@ async def test_tunnelled_passes_by_the_proxy(lab: LibvirtLab, profile: str) -> N
             await migrate(lab, guest, "--p2p", "--tunnelled")
         await assert_stayed(lab, guest)
         assert_destination_refused(lab, guest)
-        assert "migration 1" not in proxy.text()
+        assert "migration " not in proxy.text()
 
 
 async def test_disks_are_copied_past_the_proxy(lab: LibvirtLab, profile: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import lzma
 import re
 import struct
@@ -22,6 +23,7 @@ from proxy.captures.offline import read_vcpus
 from proxy.hosts.learning import learn_profile
 from proxy.hosts.profile import HostProfile
 from proxy.judging.judge import Judge
+from proxy.log import message_of
 from proxy.policy.acceptance import Acceptance
 from proxy.policy.policy import Mode, Policy
 from proxy.policy.rules import Rule, RuleAction, Rules
@@ -246,3 +248,19 @@ def passed(rewriter: Rewriter, pieces: Iterable[bytes]) -> bytes:
     """Feed all the pieces and the end, and return what may go on."""
     out = b"".join([feed(rewriter, piece) for piece in pieces])
     return out + b"".join(bytes(raw) for raw in rewriter.end())
+
+
+class _Into(logging.Handler):
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(message_of(record))
+
+
+def log_into(said: list[str]) -> logging.Logger:
+    """Return a log whose lines are kept."""
+    log = logging.Logger("test")
+    log.addHandler(_Into(said))
+    return log

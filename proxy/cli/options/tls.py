@@ -29,7 +29,6 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--tls",
-        "both",
         metavar="DIR",
         help="TLS on both sides with the credentials of one folder, as a host has them in /etc/pki/qemu: the same as "
         "--listen-tls DIR --connect-tls DIR.",
@@ -51,14 +50,12 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--tls-allow-client",
-        "clients",
         metavar="CN",
         multiple=True,
         help="Take only sources whose certificate has this common name; may be given more than once.",
     )
     @click.option(
         "--tls-any-client",
-        "anyone",
         is_flag=True,
         help="Take sources that show no certificate, too, as libvirt's migrate_tls_x509_verify = 0 does. Whoever "
         "reaches the port can then send a guest.",
@@ -68,33 +65,34 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(
         *args: Any,  # noqa: ANN401 - click's
-        both: str | None,
+        tls: str | None,
         listen_tls: str | None,
         connect_tls: str | None,
         tls_hostname: str | None,
-        clients: tuple[str, ...],
-        anyone: bool,
+        tls_allow_client: tuple[str, ...],
+        tls_any_client: bool,
         listen_plain: bool,
         connect_plain: bool,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         goes_on = kwargs["connect"] is not None or kwargs.get("transparent", False)
-        if both is not None:
+        if tls is not None:
             if listen_tls is not None or connect_tls is not None:
                 raise click.UsageError("--tls is for both sides; give it alone, or --listen-tls and --connect-tls")
-            listen_tls, connect_tls = both, both if goes_on else None
+            listen_tls, connect_tls = tls, tls if goes_on else None
         if not goes_on and (connect_tls is not None or connect_plain):
             raise click.UsageError("--connect-tls and --connect-plain are for --connect")
         _check_sides(listen_tls, connect_tls, listen_plain=listen_plain, connect_plain=connect_plain or not goes_on)
-        if "" in (listen_tls, connect_tls, *clients):
+        if "" in (listen_tls, connect_tls, *tls_allow_client):
             raise click.UsageError("--tls, --listen-tls, --connect-tls and --tls-allow-client want a value")
         if tls_hostname is not None and connect_tls is None:
             raise click.UsageError("--tls-hostname is for --connect-tls")
-        if clients and listen_tls is None:
+        if tls_allow_client and listen_tls is None:
             raise click.UsageError("--tls-allow-client is for --listen-tls")
-        if anyone and (clients or listen_tls is None):
+        if tls_any_client and (tls_allow_client or listen_tls is None):
             raise click.UsageError("--tls-any-client is for --listen-tls, without --tls-allow-client")
-        return command(*args, tls=credentials(listen_tls, connect_tls, tls_hostname, clients, anyone=anyone), **kwargs)
+        spoken = credentials(listen_tls, connect_tls, tls_hostname, tls_allow_client, anyone=tls_any_client)
+        return command(*args, tls=spoken, **kwargs)
 
     return wrapper
 

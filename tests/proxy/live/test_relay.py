@@ -22,16 +22,16 @@ import trio
 from formats.arm.sysreg import MIDR_EL1
 from formats.channels.multifd import MAGIC
 from proxy.errors import ExitCode
-from proxy.live.allowed_sources import AllowedSources, parse_networks
 from proxy.live.channel import Channel
 from proxy.live.relay import Relay
-from proxy.live.session_config import SessionConfig
+from proxy.live.session_config import DEFAULT_LIMITS, Limits, SessionConfig
 from proxy.net.address import TcpAddress, parse_address
+from proxy.net.allowed_sources import AllowedSources, parse_networks
 from proxy.net.binding import bound
 from proxy.net.route import Route
 from proxy.report.report import Outcome, Report
 from proxy.rewriter.rewriter import Rewriter
-from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, short, value, value_at, with_value
+from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, log_into, short, value, value_at, with_value
 from tests.proxy.live.test_postcopy import STREAM as POSTCOPIED
 from tests.proxy.live.test_session import connect, listen, receive, reset, rest, send
 
@@ -80,13 +80,15 @@ async def service(
     judge_: Judge | None = None,
     back: str = "127.0.0.1",
     sources: AllowedSources = EVERYBODY,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Service]:
     """Run a relay; at the block's end it is told to stop, and must end."""
     said: list[str] = []
     reports: list[Report] = []
     with trio.fail_after(10), bound([parse_address(address)]) as bounds, await listen(back) as destination:
-        config = SessionConfig(Route(TcpAddress(back, destination.getsockname()[1])), judge_ or judge(R0))
-        relay = Relay(config, once, said.append, reports.append, sources=sources)
+        route = Route(TcpAddress(back, destination.getsockname()[1]))
+        config = SessionConfig(route, judge_ or judge(R0), sources=sources, limits=limits)
+        relay = Relay(config, log_into(said), reports.append, once=once)
         it = Service(relay, destination, [int(one.name.rsplit(":", 1)[1]) for one in bounds], said, reports)
 
         async def run() -> None:
@@ -209,8 +211,10 @@ async def test_the_operator_is_told() -> None:
         await finish(*await it.connect())
         await settled(it, 1)
     begun, ended = it.said
-    assert re.fullmatch(r"migration 1: from tcp:127\.0\.0\.1:\d+ to tcp:127\.0\.0\.1:\d+", begun)
-    assert ended.startswith("migration 1: rewritten: MIDR_EL1 of 2 vCPUs swapped (")
+    match = re.fullmatch(r"migration ([0-9a-f]{16}): from tcp:127\.0\.0\.1:\d+ to tcp:127\.0\.0\.1:\d+", begun)
+    assert match
+    assert match[1] == it.reports[0].id
+    assert ended.startswith(f"migration {match[1]}: rewritten: MIDR_EL1 of 2 vCPUs swapped (")
 
 
 # --- listening
@@ -386,7 +390,7 @@ async def test_a_report_that_cannot_be_written_does_not_end_the_other_migrations
         def full(_: Report) -> None:
             raise OSError(28, "No space left on device")
 
-        it.relay.on_report = full
+        it.relay._on_report = full
         good, bad = await it.connect(), await it.connect()
         await send(good[0], STREAM[8:1000])
         reset(bad[0])
@@ -489,7 +493,7 @@ def test_a_signal_drains(number: signal.Signals, tmp_path: Path) -> None:
     with command("--allow-midr", hex(R0), "--report", str(report)) as (process, port, back):
         assert process.stderr is not None
         pair = begin(port, back, STREAM[:1000])
-        assert "migration 1: from" in process.stderr.readline()
+        assert ": from tcp:" in process.stderr.readline()
         process.send_signal(number)
         assert f"{number.name}: no new migrations" in process.stderr.readline()
         assert takes_no_more(port)
@@ -506,7 +510,7 @@ def test_a_second_signal_resets(tmp_path: Path) -> None:
     with command("--allow-midr", hex(R0), "--report", str(report)) as (process, port, back):
         assert process.stderr is not None
         source, destination = begin(port, back, STREAM[:1000])
-        assert "migration 1: from" in process.stderr.readline()
+        assert ": from tcp:" in process.stderr.readline()
         process.terminate()
         assert "no new migrations" in process.stderr.readline()
         process.terminate()

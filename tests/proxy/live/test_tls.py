@@ -25,7 +25,7 @@ from proxy.net.tls.connection import TlsConnection
 from proxy.net.tls.roles import ClientTls, ServerTls
 from proxy.report.report import Outcome, Report
 from tests.lab.pki import Authority
-from tests.proxy.helpers import R0, R3, SHUT_OK, judge, live, short, with_value
+from tests.proxy.helpers import R0, R3, SHUT_OK, judge, live, log_into, short, with_value
 from tests.proxy.live.test_session import connect, listen, rest
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Service:
 async def service(server: ServerTls | None, client: ClientTls | None) -> AsyncIterator[Service]:
     with trio.fail_after(20), bound([parse_address("tcp:127.0.0.1:0")]) as bounds, await listen() as back:
         it = Service(int(bounds[0].name.rpartition(":")[2]), back)
-        config = SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1]), client), judge(R0))
-        relay = Relay(config, False, it.said.append, it.reports.append, server)
+        config = SessionConfig(Route(TcpAddress("127.0.0.1", back.getsockname()[1]), client), judge(R0), tls=server)
+        relay = Relay(config, log_into(it.said), it.reports.append)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relay.run, *bounds)
             yield it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.errors import ConfigError, RefusedError
-from proxy.live.allowed_sources import AllowedSources, parse_networks
+from proxy.net.allowed_sources import AllowedSources, parse_networks
 
 FLEET = parse_networks(["10.0.0.0/24", "fd00:1::/32", "192.0.2.7"])
 
