@@ -69,6 +69,7 @@ class CommandType(enum.IntEnum):
 
 
 FILE_HEADER: Final = Struct("magic" / Const(MAGIC), "version" / Int32ub)
+HEADER_SIZE: Final = FILE_HEADER.sizeof()
 
 _IDSTR = PascalString(Int8ub, "ascii")
 

@@ -4,7 +4,7 @@ Source: QEMU `migration/savevm.c` (`qemu_savevm_state_header`).
 """
 
 from formats.errors import ForeignStreamError, MalformedStreamError
-from formats.frame.records import FILE_HEADER, FILE_VERSION, MAGIC, read
+from formats.frame.records import FILE_HEADER, FILE_VERSION, HEADER_SIZE, MAGIC, read
 from formats.stream.refusals import FOREIGNERS
 
 
@@ -39,3 +39,8 @@ def read_file_header(data: memoryview, *, ended: bool) -> int | None:
     if header.version != FILE_VERSION:
         raise MalformedStreamError(f"stream version {header.version}; only {FILE_VERSION} is known", offset=4)
     return size
+
+
+def tells_what_it_is(opening: memoryview) -> bool:
+    """Tell whether a connection's first bytes are enough: a migration's whole header, or something else's start."""
+    return len(opening) >= HEADER_SIZE or not MAGIC.startswith(bytes(opening[: len(MAGIC)]))

@@ -1,5 +1,6 @@
 """What a connection is that has arrived: a migration, one of its channels, a recovery, or no migration at all."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -95,31 +96,48 @@ class Arrivals:
             RefusedError: It is the proxy's own.
             PeerError: The destination of a silent one cannot be reached.
         """
+        begun = False
+        with trio.move_on_after(_SILENCE):
+            begun = await self._begins(session, wait)
+        greeted: Connection | None = None
+        if not begun and not session.gone:
+            if session.config.route.redirects and not session.way.over_tls:
+                begun, greeted = await self._either_word(session, wait)
+            else:
+                with trio.CancelScope() as scope, self._under_way.cancelling(scope, partial(self._claimed, session)):
+                    begun = await self._begins(session, wait)
+        if begun or session.gone:
+            return None
+        return self._under_way.find(session.key, _wants_preempt) or greeted
+
+    async def _begins(self, session: "Session", wait: "Callable[[], Awaitable[bool]]") -> bool:
+        begun = await wait()
+        if not begun:
+            self._log.info(f"{session.source.name} connected and left without a word")
+        return begun
+
+    def _claimed(self, session: "Session") -> bool:
+        """Tell whether one that has said nothing belongs to a migration, or is let go."""
+        if session.opening:
+            return False
+        return self._under_way.find(session.key, _wants_preempt) is not None or (
+            self._under_way.draining and self._under_way.find(session.key) is None
+        )
+
+    async def _either_word(
+        self, session: "Session", wait: "Callable[[], Awaitable[bool]]"
+    ) -> "tuple[bool, Connection | None]":
+        """Wait for the source's first word, or the destination's, which is dialled for it; returns as `_first_word`."""
         source, route = session.source, session.config.route
         greeted: Connection | None = None
         begun = False
         problem: ProxyError | None = None
 
-        async def begin(scope: trio.CancelScope) -> None:
-            nonlocal begun
-            begun = await wait()
-            if not begun:
-                self._log.info(f"{source.name} connected and left without a word")
-            scope.cancel()
-
-        async def claim(scope: trio.CancelScope) -> None:
-            await trio.sleep(_SILENCE)
-            await self._under_way.until(
-                lambda: (
-                    self._under_way.find(session.key, _wants_preempt) is not None
-                    or (self._under_way.draining and self._under_way.find(session.key) is None)
-                )
-            )
-            scope.cancel()
-
         async def dial_on(scope: trio.CancelScope) -> None:
             nonlocal greeted, problem
-            await trio.sleep(SILENCE)
+            await trio.sleep(SILENCE - _SILENCE)
+            if session.opening:
+                return  # a part of a header: it is no server's client that waits
             try:
                 route.check_not_own(source)
                 destination = await session.way.reach()
@@ -131,16 +149,15 @@ class Arrivals:
             scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(begin, nursery.cancel_scope)
-            nursery.start_soon(claim, nursery.cancel_scope)
-            if route.redirects and not session.way.over_tls:
-                nursery.start_soon(dial_on, nursery.cancel_scope)
-        if begun or session.gone:
-            return None
-        if problem is not None:
+            scope = nursery.cancel_scope
+            nursery.start_soon(dial_on, scope)
+            with self._under_way.cancelling(scope, partial(self._claimed, session)):
+                begun = await self._begins(session, wait)
+            scope.cancel()
+        if problem is not None and not begun and not session.gone:
             session.reject()
             raise problem
-        return self._under_way.find(session.key, _wants_preempt) or greeted
+        return begun, greeted
 
     async def carry_channel(self, session: "Session", source: "Connection") -> bool:
         """Carry a multifd channel of the newest migration; the destination takes it after the main channel only.

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.channels.multifd import is_channel
+from formats.errors import ForeignStreamError
 from formats.frame.records import MAGIC
+from formats.stream.file_header import read_file_header
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
 from proxy.live.arrivals import Arrivals, is_recoverable
@@ -217,7 +219,11 @@ class Relay:
         elif self.under_way.draining or self._taken:
             self._tell(Arrived.REFUSED)
             session.reject()
-        elif len(self.under_way) >= session.config.limits.migrations:
+        elif not _brings_a_migration(session.opening):
+            self._tell(Arrived.GARBAGE)
+            self._log.warning(f"{source.name} is refused: {_what_else(session.opening)}")
+            session.reject()
+        elif self.under_way.dialled >= session.config.limits.migrations:
             self._tell(Arrived.TOO_MANY)
             self._log.warning(
                 f"{source.name} is refused: {len(self.under_way)} migrations are under way (--max-migrations)"
@@ -241,8 +247,7 @@ class Relay:
     # --- migrations
 
     async def _serve_migration(self, session: Session, source: "Connection") -> None:
-        counts = self._once and _brings_a_migration(session.opening)
-        self._taken |= counts
+        self._taken |= self._once
         began, log = trio.current_time(), about(self._log, session.report.id)
         log.info(f"from {source.name} to {session.key[1]}")
         session.on_pause = log.warning
@@ -257,7 +262,7 @@ class Relay:
                 self.under_way.end(session)
                 nursery.cancel_scope.cancel()
                 self._end(log, session, trio.current_time() - began)
-                if counts:
+                if self._once:
                     self._exit_code = session.report.exit_code
                     self.stop()
                 self.under_way.tell_change()
@@ -319,3 +324,12 @@ def _reset(source: "Connection", session: Session | None) -> None:
         source.reset()
     else:
         session.reject()
+
+
+def _what_else(opening: memoryview) -> str:
+    """Say what begins so, and is no migration."""
+    try:
+        read_file_header(opening, ended=True)
+    except ForeignStreamError as error:
+        return str(error)
+    return "this is no migration stream"

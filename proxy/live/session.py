@@ -1,5 +1,6 @@
 """One migration, from the connection that its source made to its end."""
 
+import mmap
 import traceback
 from contextlib import suppress
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.errors import FormatError
+from formats.stream.file_header import tells_what_it_is
 from formats.stream.package import is_recovery
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.live.give_back import give_back
@@ -24,12 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from formats.frame.event import Raw
+    from proxy.judging.judge import Judge
     from proxy.live.session_config import SessionConfig
     from proxy.net.connection import Connection
     from proxy.net.tls.roles import ServerTls
 
 _BUFFER: Final = 1 << 20
-_OPENING: Final = 4096
+_OPENING: Final = 512
 """Bytes received at once from a connection of which nothing is known yet; there may be thousands that say nothing."""
 _LET_BEGIN_PATIENCE: Final = 1.0
 
@@ -47,7 +50,6 @@ class Session:
         dialled: Set when the main channel has reached the destination; other channels may follow then.
         advised: Set when the source has announced that it may go over to postcopy.
         guest: The UUID that its multifd channels name; None before the first.
-        channels: The connections beside its main one.
         way: The way to its destination.
         config: What the operator had decided when it came.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
@@ -65,19 +67,9 @@ class Session:
         self.config = config
         self._source = source
         self._destination: Connection | None = None
-        self._judge = config.judge.fresh()
-        self._rewriter = Rewriter(
-            self._judge,
-            live=True,
-            allow_no_return_path=config.allow_no_return_path,
-            device_state_limit=config.device_state_limit,
-            source=config.source,
-            defer=self._judge.trial is not None,
-        )
         self._leg: Leg | None = None
         self._recovery = Recovery()
         self._all_sent = trio.Event()
-        self.channels = SideChannels(self._all_sent, self.report, self._lose)
         self._opening = memoryview(b"")
         self._left = False
 
@@ -88,7 +80,7 @@ class Session:
 
     @property
     def opening(self) -> memoryview:
-        """What the source sent first, once `wait_begin` has returned True."""
+        """What the source has sent first; all that `wait_begin` waits for, once that has returned True."""
         return self._opening
 
     @property
@@ -116,10 +108,32 @@ class Session:
             and not self._recovery.waits
         )
 
+    # What only migrations need, and not the thousands of connections that may say nothing.
+
+    @cached_property
+    def _judge(self) -> "Judge":
+        return self.config.judge.fresh()
+
+    @cached_property
+    def _rewriter(self) -> Rewriter:
+        return Rewriter(
+            self._judge,
+            live=True,
+            allow_no_return_path=self.config.allow_no_return_path,
+            device_state_limit=self.config.device_state_limit,
+            source=self.config.source,
+            defer=self._judge.trial is not None,
+        )
+
+    @cached_property
+    def channels(self) -> SideChannels:
+        """The connections beside its main one."""
+        return SideChannels(self._all_sent, self.report, self._lose)
+
     @cached_property
     def _buffer(self) -> memoryview:
-        """What is received into; only who has something to say gets it."""
-        return memoryview(bytearray(_BUFFER))
+        """What is received into; mapped, so that it goes back to the system."""
+        return memoryview(mmap.mmap(-1, _BUFFER))
 
     # --- what the relay brings
 
@@ -145,10 +159,17 @@ class Session:
         self.report.source_tls = connection.common_name
 
     async def wait_begin(self) -> bool:
-        """Wait for the source's first bytes; False when it leaves without a word, as a port scan does."""
-        opening = memoryview(bytearray(_OPENING))
+        """Wait for the source's first bytes, and a migration's whole file header, into little memory.
+
+        It may be cancelled and called again. False when the source leaves without a word, as a port scan does.
+        """
         with suppress(PeerError):
-            self._opening = opening[: await self._source.receive(opening)]
+            while not tells_what_it_is(self._opening):
+                buffer = memoryview(bytearray(_OPENING))
+                received = await self._source.receive(buffer)
+                if not received:
+                    break
+                self._opening = memoryview(bytes(self._opening) + bytes(buffer[:received]))
         if not self._opening:
             self._left = True
             self._source.close()
@@ -215,7 +236,7 @@ class Session:
             # Now, while the guest runs; it will stand when it is judged.
             await trio.to_thread.run_sync(self._judge.open, self.way.tcp)
         self.report.known(*await self.way.guest())
-        pieces = await self._beginning_in_time()
+        pieces = self._beginning()
         self._destination = await self._dial()
         self.dialled.set()
         self.on_change()
@@ -312,23 +333,9 @@ class Session:
             elif connection is not None:
                 connection.reset()
 
-    async def _beginning_in_time(self) -> "list[Raw]":
-        limit = self.config.limits.begin
-        try:
-            with trio.fail_after(limit):
-                return await self._beginning()
-        except trio.TooSlowError:
-            raise PeerError("source", f"sent no whole file header within {limit:g} seconds") from None
-
-    async def _beginning(self) -> "list[Raw]":
-        """Receive until the file header has been read; return what may go on."""
-        pieces = self._rewriter.feed(self._opening)
-        while not pieces:
-            received = await self._source.receive(self._buffer)
-            if not received:
-                return self._rewriter.end()
-            pieces = self._rewriter.feed(self._buffer[:received])
-        return pieces
+    def _beginning(self) -> "list[Raw]":
+        """Feed what has come first; return what may go on."""
+        return self._rewriter.feed(self._opening) or self._rewriter.end()
 
     def _explained(self, error: ProxyError) -> str:
         if self._rewriter.postcopy and self._shut is None:

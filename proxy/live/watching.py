@@ -21,6 +21,8 @@ class Arrived(enum.StrEnum):
     """It left, or was let go, without a word."""
     REFUSED = "refused"
     """It may not come, or what it brings may not go on."""
+    GARBAGE = "garbage"
+    """What it brings is no migration, and went nowhere."""
     BROKEN = "broken"
     """It broke, or failed its TLS handshake, before it was known what it is."""
     TOO_MANY = "too_many"

@@ -24,7 +24,8 @@ from proxy.net.address import (
 )
 from proxy.net.resolving import resolve
 
-_BACKLOG: Final = 128
+_BACKLOG: Final = 1024
+"""Connections that may wait to be accepted; whoever finds no room waits for a second. net.core.somaxconn bounds it."""
 _FIRST_PASSED: Final = 3
 """The number of the first socket that systemd passes (SD_LISTEN_FDS_START)."""
 
