@@ -86,6 +86,11 @@ class JudgedState:
         return f"offset {self.state.offset + where.start:#x}, section {where.label}: {text}"
 
     @property
+    def refused(self) -> tuple[str, ...]:
+        """The names of the registers for which it may not."""
+        return tuple(sorted({verdict.name for verdict in self._of(Action.REFUSE)}))
+
+    @property
     def changes(self) -> list[Verdict]:
         """The registers that are swapped or left out."""
         return self._of(Action.SWAP, Action.DROP)

@@ -13,6 +13,7 @@ from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError
 from proxy.policy.policy import Mode
+from proxy.report.report import cause_of
 from proxy.rewriter.rewriter import Rewriter
 from proxy.stdio import STDIO
 
@@ -68,7 +69,7 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
         except (FormatError, RefusedError):
             pass  # the report has it
         except BaseException as error:
-            rewriter.report.failed(str(error) or type(error).__name__)
+            rewriter.report.failed(str(error) or type(error).__name__, cause_of(error))
             raise
         finally:
             rewriter.report.end()

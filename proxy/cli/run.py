@@ -238,7 +238,8 @@ class _Serving:
         except click.ClickException as error:
             raise ConfigError(error.format_message()) from error
         self.reports.reopen()
-        LOG.info("SIGHUP: settings, policy and profiles were read anew; migrations under way keep what they began with")
+        reports = "" if self.fixed.report is None else ", and the report's file was opened anew"
+        LOG.info(f"SIGHUP: settings, policy and profiles were read anew{reports}; migrations go on as they began")
         return config
 
     def changed(self, fixed: _Fixed, config: "Callable[[Address | Redirection], SessionConfig]") -> "SessionConfig":

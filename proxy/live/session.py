@@ -19,7 +19,7 @@ from proxy.live.side_channels import SideChannels
 from proxy.live.way import Way
 from proxy.net.address import FdAddress, StdioAddress
 from proxy.old_source import fall_silent, may_be_old
-from proxy.report.report import Report
+from proxy.report.report import Cause, Report, cause_of
 from proxy.rewriter.rewriter import Rewriter
 
 if TYPE_CHECKING:
@@ -194,15 +194,15 @@ class Session:
             await self._let_begin()
             clean = await self._give_back()
         except ProxyError as error:
-            self.report.failed(self._explained(error))
+            self.report.failed(self._explained(error), cause_of(error))
             clean = await self._give_back()
         except Exception as error:
             # One migration's trouble must not end the others.
             traceback.print_exc()
-            self.report.failed(f"internal error, please report it: {error!r}")
+            self.report.failed(f"internal error, please report it: {error!r}", Cause.INTERNAL)
             clean = await self._give_back()
         except BaseException:
-            self.report.failed("the proxy was stopped")
+            self.report.failed("the proxy was stopped", Cause.STOPPED)
             raise
         finally:
             self.report.channel_bytes = self.channels.carried

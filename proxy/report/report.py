@@ -8,8 +8,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from proxy.errors import ExitCode
+from formats.errors import FormatError, MalformedStreamError
+from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
+from proxy.hosts.kvm import KvmError
 from proxy.hosts.local_guest import UNKNOWN, Guest
+from proxy.hosts.qmp import QmpError
 from proxy.judging.explain import lost_features, met_errata
 from proxy.judging.verdict import Action, verdict_as_dict
 from proxy.report.times import Times
@@ -33,6 +36,50 @@ class Outcome(enum.StrEnum):
     FAILED = "failed"
 
 
+class Cause(enum.StrEnum):
+    """Of what kind the reason is that a stream did not pass."""
+
+    POLICY = "policy"
+    """The operator did not vouch for what would have to change, or for who came."""
+    UNSUPPORTED = "unsupported"
+    """The stream has what this program cannot read on safely."""
+    MALFORMED = "malformed"
+    """The stream is broken, or was cut."""
+    SOURCE = "source"
+    """The source could not be spoken to, broke the connection, or gave up."""
+    DESTINATION = "destination"
+    """The destination could not be reached or trusted, broke the connection, or did not take the guest."""
+    KVM = "kvm"
+    """The destination's kernel, or its QEMU, could not be asked."""
+    FILE = "file"
+    """A file could not be read or written."""
+    STOPPED = "stopped"
+    """The proxy was stopped."""
+    INTERNAL = "internal"
+    """A fault of this program's own."""
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Return of what kind an error is."""
+    match error:
+        case MalformedStreamError():
+            return Cause.MALFORMED
+        case FormatError():
+            return Cause.UNSUPPORTED
+        case RefusedError():
+            return Cause.POLICY
+        case PeerError():
+            return Cause(error.peer)
+        case KvmError() | QmpError():
+            return Cause.KVM
+        case ProxyError() | OSError():
+            return Cause.FILE
+        case Exception():
+            return Cause.INTERNAL
+        case _:
+            return Cause.STOPPED
+
+
 @dataclass(slots=True)
 class Report:
     """What came of one stream; filled in as it passes.
@@ -43,6 +90,8 @@ class Report:
         mode: The policy's mode.
         outcome: What became of it; failed until its end was seen.
         reason: Why it was refused or failed, in one line; in observe mode, why it would have been.
+        cause: Of what kind the reason is; None where the stream passed.
+        refused_registers: The names of the registers for which it was refused.
         exit_code: What the command ends with.
         bytes_in: Bytes that came from the source.
         bytes_out: Bytes that went to the destination.
@@ -100,6 +149,8 @@ class Report:
     profile: "Origin | None" = None
     kvm: bool = False
     times: Times = field(default_factory=Times)
+    cause: Cause | None = Cause.STOPPED
+    refused_registers: tuple[str, ...] = ()
 
     def begin(self, source: str, destination: str) -> None:
         """Note that it begins, from where and to where."""
@@ -118,10 +169,11 @@ class Report:
         """Note that it is over."""
         self.ended = datetime.now(UTC)
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, cause: Cause) -> None:
         """Note that something outside the stream went wrong; a reason found in the stream stands."""
         if self.exit_code in (ExitCode.OK, ExitCode.FAILED):
             self.outcome, self.reason, self.exit_code = Outcome.FAILED, reason, ExitCode.FAILED
+            self.cause = cause
 
     def note(self, text: str) -> None:
         """Add what is to be known besides the reason."""
@@ -141,6 +193,8 @@ class Report:
             "guest": self.guest._asdict(),
             "outcome": self.outcome.value,
             "reason": self.reason,
+            "cause": None if self.cause is None else self.cause.value,
+            "refused_registers": list(self.refused_registers),
             "mode": self.mode,
             "policy": None if self.policy is None else self.policy.as_dict(),
             "profile": None if self.profile is None else self.profile.as_dict(),

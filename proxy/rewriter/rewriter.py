@@ -16,7 +16,7 @@ from proxy.judging.advice import would_go
 from proxy.judging.judge import Judge
 from proxy.judging.verdict import Action
 from proxy.policy.policy import NO_RETURN_PATH, Mode
-from proxy.report.report import Outcome, Report
+from proxy.report.report import Outcome, Report, cause_of
 from proxy.rewriter.progress import Progress
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Rewriter(Progress):
             return out
         if self._parser.complete and self.report.outcome is Outcome.FAILED:
             self.report.outcome = Outcome.REWRITTEN if self.report.changes else Outcome.UNCHANGED
-            self.report.exit_code = ExitCode.OK
+            self.report.exit_code, self.report.cause = ExitCode.OK, None
             self.report.reason = self._would_refuse
         return out
 
@@ -292,6 +292,7 @@ class Rewriter(Progress):
         report.vcpus += len(judged.vcpus)
         report.kinds, report.start, report.not_looked_at = judged.kinds, judged.start, judged.not_looked_at
         if judged.refusal is not None:
+            report.refused_registers = judged.refused
             self._refuse(judged.refusal)
         if self._observing:
             report.would_change += judged.changes
@@ -312,10 +313,10 @@ class Rewriter(Progress):
 
     def _fail(self, error: FormatError | ProxyError) -> None:
         report = self.report
-        report.reason = str(error)
+        report.reason, report.cause = str(error), cause_of(error)
         report.exit_code = exit_code_of(error)
         report.outcome = Outcome.REFUSED if report.exit_code is ExitCode.REFUSED else Outcome.FAILED
         if report.outcome is Outcome.REFUSED and self._keep_going:
-            report.outcome, report.exit_code = Outcome.UNCHANGED, ExitCode.OK
+            report.outcome, report.exit_code, report.cause = Outcome.UNCHANGED, ExitCode.OK, None
             self._refuse(str(error))
             report.reason = self._would_refuse

@@ -181,9 +181,9 @@ async def test_two_migrations_at_once_keep_their_channels_and_their_ways(tmp_pat
         for source, _, port in pairs:
             slow = {"max-bandwidth": 1 << 20, **parameters}
             await source.migrate(uri(DESTINATION, 4, port), capabilities=MULTIFD, parameters=slow)
-        for number, (_, _, port) in enumerate(pairs, 1):
+        for _, _, port in pairs:
             await proxy.wait_text(f" to {uri(DESTINATION, 4, port)}\n")
-            assert f"migration {number}: from" in proxy.text()
+        assert len(set(re.findall(r"migration (\w+): from", proxy.text()))) == 2
         await hosts.destination.run("nft", "-f", "-", text=again)
         assert not proxy.reports()
         for source, _, _ in pairs:

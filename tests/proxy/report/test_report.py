@@ -10,7 +10,7 @@ import pytest
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from proxy.errors import ExitCode
 from proxy.judging.verdict import Action, Verdict
-from proxy.report.report import Outcome, Report
+from proxy.report.report import Cause, Outcome, Report
 from tests.proxy.helpers import R0, R3, REVIDR_EL1
 
 
@@ -27,7 +27,7 @@ def test_a_new_report_has_failed() -> None:
 
 
 def test_the_json() -> None:
-    report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, 10, 11, "virt-7.2", 1, [swap()], [])
+    report = Report("repair", Outcome.REWRITTEN, None, ExitCode.OK, 10, 11, "virt-7.2", 1, [swap()], [], cause=None)
     found = json.loads(report.as_json())
     assert re.fullmatch("[0-9a-f]{16}", found.pop("id"))
     assert found == {
@@ -41,6 +41,8 @@ def test_the_json() -> None:
         "guest": {"name": None, "uuid": None},
         "outcome": "rewritten",
         "reason": None,
+        "cause": None,
+        "refused_registers": [],
         "mode": "repair",
         "policy": None,
         "profile": None,
@@ -98,7 +100,7 @@ def test_a_value_that_is_not_there_is_null() -> None:
 @pytest.mark.parametrize("exit_code", [ExitCode.OK, ExitCode.FAILED])
 def test_an_outer_failure_overrules_success(exit_code: ExitCode) -> None:
     report = Report("repair", Outcome.REWRITTEN, None, exit_code, changes=[swap()])
-    report.failed("the destination gave up")
+    report.failed("the destination gave up", Cause.DESTINATION)
     assert (report.outcome, report.exit_code, report.reason) == (
         Outcome.FAILED,
         ExitCode.FAILED,
@@ -111,7 +113,7 @@ def test_an_outer_failure_overrules_success(exit_code: ExitCode) -> None:
 )
 def test_a_reason_found_in_the_stream_stands(outcome: Outcome, exit_code: ExitCode) -> None:
     report = Report("repair", outcome, "the stream ends early", exit_code)
-    report.failed("broken pipe")
+    report.failed("broken pipe", Cause.SOURCE)
     assert (report.outcome, report.exit_code, report.reason) == (outcome, exit_code, "the stream ends early")
 
 
