@@ -67,7 +67,7 @@ $(BROWSER): $(READY) tools/install-browser
 	@touch $@
 
 $(NETWORK): $(READY) tools/install-system-packages
-	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2
+	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2 promtool=prometheus systemd-analyze=systemd
 	@touch $@
 
 $(BENCH): $(READY) tools/install-system-packages

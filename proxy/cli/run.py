@@ -1,6 +1,7 @@
 """`vmstate-proxy run`."""
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,6 +63,11 @@ if TYPE_CHECKING:
 @click.option("--once", is_flag=True, help="Take one migration, then exit with its exit code.")
 @click.option("--report", metavar="FILE", help="Write a line of JSON for each migration; - is standard output.")
 @click.option(
+    "--metrics",
+    metavar="URI",
+    help="Serve metrics for Prometheus, /healthz and /readyz over HTTP at tcp:HOST:PORT; without a host, on loopback.",
+)
+@click.option(
     "--allow-no-return-path",
     is_flag=True,
     help="Take sources without the capability return-path. RISK: such a source gives up its guest as soon as all is "
@@ -107,6 +113,7 @@ def command(
     mark: int,
     once: bool,
     report: str | None,
+    metrics: str | None,
     allow_no_return_path: bool,
     vmdesc_wait: float,
     source: str | None,
@@ -147,7 +154,7 @@ def command(
     context = click.get_current_context()
     _check(context, connect=connect, transparent=transparent, require_tls=require_tls, tls=tls)
     judge = options.judge if destination_qmp is None else _asking_by_qmp(options.judge, destination_qmp)
-    fixed = _Fixed(listen, connect, transparent, str(ports), mark, once, report)
+    fixed = _Fixed(listen, connect, transparent, str(ports), mark, once, report, metrics)
 
     def config(onward: "Address | Redirection") -> "SessionConfig":
         from proxy.net.route import Route
@@ -172,7 +179,7 @@ def command(
     if isinstance(context.obj, _Serving):
         return context.obj.changed(fixed, config)
     take_all()
-    with held_back(), bound(addresses) as bounds, report_file(report) as reports:
+    with held_back(), bound(addresses) as bounds, report_file(report) as reports, ExitStack() as around:
         onward = destination or _redirection(ports, mark, bounds)
         for one in bounds:
             LOG.info(f"listening on {one.name}, for {f'the destination at {destination}' if destination else onward}")
@@ -180,21 +187,22 @@ def command(
         import trio
 
         from proxy.live.relay import Relay
-        from proxy.service.notifier import notifier
+        from proxy.service.surroundings import Surroundings
 
-        serving = _Serving(fixed, onward, reports)
-        manager = notifier(os.environ)
+        service = Surroundings(os.environ)
+        if metrics is not None:
+            for one in around.enter_context(service.metrics_at(metrics)):
+                LOG.info(f"metrics and health at http://{one.name.removeprefix('tcp:')}/metrics, /healthz and /readyz")
         relay = Relay(
             config(onward),
             LOG,
             reports.add,
             once=once,
-            reload=partial(serving.reload, context),
-            watchers=[manager] if manager else [],
-            companions=[manager.run] if manager else [],
+            reload=partial(_Serving(fixed, onward, reports).reload, context),
+            watchers=service.watchers,
+            companions=service.companions,
         )
-        if manager:
-            manager.watch(relay.under_way)
+        service.surround(relay)
         exit_code = trio.run(relay.run, *bounds)
     raise click.exceptions.Exit(exit_code)
 
@@ -209,6 +217,7 @@ class _Fixed(NamedTuple):
     mark: int
     once: bool
     report: str | None
+    metrics: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import click
 
+from proxy.cli.options.configured import Configured
 from proxy.cli.options.given_once import OnceEachGroup
 from proxy.cli.options.redirecting import mark_option, ports_option
 from proxy.net.nft_rules import RuleSet, Side, parse_network
@@ -21,7 +22,9 @@ def command() -> None:
     """
 
 
-@command.command("rules", short_help="Print the nftables rules that redirect them.")
+@command.command(
+    "rules", cls=Configured, shares_with="proxy.cli.run", short_help="Print the nftables rules that redirect them."
+)
 @click.option(
     "--listen",
     required=True,
@@ -57,7 +60,8 @@ def rules(
 ) -> None:
     """Print nftables rules that redirect migrations to a proxy that runs with --transparent.
 
-    They are a table of their own; nothing else is touched. --ports and --mark have to be those of the proxy.
+    They are a table of their own; nothing else is touched. --listen, --ports and --mark have to be those of the proxy:
+    give both commands the same --config.
 
     On the destination host, the proxy covers all migrations that come, and judges by the host's own KVM (--kvm) or
     profile. On a source host it can know one destination's profile only: name with --peers the hosts that are like it.

@@ -3,8 +3,9 @@
 What is given on the command line counts before the environment, and that before the file.
 """
 
+import importlib
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
@@ -12,6 +13,9 @@ from click.core import ParameterSource
 from proxy.cli.options.given_once import OnceEach
 from proxy.errors import ConfigError
 from proxy.settings.toml_file import where_in
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 PREFIX: Final = "VMSTATE_PROXY"
 """Environment variables are called so: VMSTATE_PROXY_ALLOW_MIDR for --allow-midr."""
@@ -26,8 +30,16 @@ class Configured(OnceEach):
     Its parameters are called as its options.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's
+    def __init__(self, *args: Any, shares_with: str | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - click's
+        """Make it.
+
+        Args:
+            *args: click's.
+            shares_with: The module of another command whose file it reads, too: that one's options mean nothing here.
+            **kwargs: click's.
+        """
         super().__init__(*args, **kwargs)
+        self._shares_with = shares_with
         self.context_settings = {**self.context_settings, "auto_envvar_prefix": PREFIX}
         self.params.append(
             click.Option(
@@ -66,20 +78,31 @@ class Configured(OnceEach):
         ) as new:
             return self.invoke(new)
 
+    def options_in_files(self) -> dict[str, click.Option]:
+        """Return the options that may stand in a file, by their names there."""
+        return {_option_name(one): one for one in self.params if isinstance(one, click.Option) and one.expose_value}
+
+    def _options_of_others(self) -> "Collection[str]":
+        if self._shares_with is None:
+            return ()
+        other: Configured = importlib.import_module(self._shares_with).command
+        return other.options_in_files()
+
     def _read(self, ctx: click.Context, _option: click.Parameter, path: Path | None) -> None:
         if path is None:
             return
         found, text = _load(path)
-        known = {_option_name(one): one for one in self.params if isinstance(one, click.Option) and one.expose_value}
+        known = self.options_in_files()
+        others = self._options_of_others()
         defaults: dict[str, object] = {}
         places: dict[str, str] = {}
         for key, value in found.items():
             where = where_in(path, text, (key,))
             option = known.get(key)
+            if option is None and key in others:
+                continue
             if option is None:
-                raise ConfigError(
-                    f"{where}: there is no option --{key}; 'vmstate-proxy {ctx.info_name} --help' has all"
-                )
+                raise ConfigError(f"{where}: there is no option --{key}; '{ctx.command_path} --help' has all")
             assert option.name is not None
             defaults[option.name] = _checked(option, value, where)
             places[option.name] = where

@@ -5,6 +5,8 @@ Source: QEMU `docs/system/tls.rst`, `crypto/tlscredsx509.c` (`tls-creds-x509`).
 
 import os
 import ssl
+from datetime import UTC
+from pathlib import Path
 from typing import Final
 
 from proxy.errors import ConfigError
@@ -90,6 +92,18 @@ def own_names(folder: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
+
+
+def certificate_expiry(path: Path) -> float | None:
+    """Return when the certificate in a file expires, in seconds since 1970; None where there is none to read."""
+    from cryptography import x509
+
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    when = getattr(certificate, "not_valid_after_utc", None)  # since cryptography 42
+    return (when or certificate.not_valid_after.replace(tzinfo=UTC)).timestamp()
 
 
 def _no_password() -> str:
