@@ -4,6 +4,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -29,11 +30,13 @@ from proxy.stop_signals import held_back
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from proxy.fleet.destinations import Destinations
     from proxy.judging.judge import Judge
     from proxy.judging.verdict import Registers
     from proxy.net.address import Address
     from proxy.net.binding import Bound
     from proxy.net.transparent import Redirection
+    from proxy.policy.policy import Policy
 
 
 @click.command("run", cls=Configured, short_help="Carry live migrations to a destination.")
@@ -95,6 +98,16 @@ if TYPE_CHECKING:
     "Without, the process that listens at the dialled port is looked at, where it is on this host.",
 )
 @click.option(
+    "--hosts",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Many destinations: a folder with a profile for each, as rack7.toml or 10.0.0.7.toml, or any name with "
+    "addresses = [...] in it. That of the host which is dialled counts; hosts without one are refused.",
+)
+@click.option(
+    "--default-host", metavar="FILE", type=click.Path(path_type=Path), help="With --hosts: the profile of all others."
+)
+@click.option(
     "--require-tls",
     is_flag=True,
     help="With --transparent, where redirected connections may speak TLS or plain text: refuse those in plain text.",
@@ -118,6 +131,8 @@ def command(
     vmdesc_wait: float,
     source: str | None,
     destination_qmp: str | None,
+    hosts: Path | None,
+    default_host: Path | None,
     require_tls: bool,
     tls: TlsOptions,
     limits: Limits,
@@ -144,6 +159,8 @@ def command(
       # TLS on both sides, each with credentials of its own, as in QEMU's tls-creds-x509.
       vmstate-proxy run --listen tcp:10.0.0.1:4444 --listen-tls pki/here --connect tcp:rack7:49152 \\
           --connect-tls pki/there --host rack7.toml --policy policy.toml
+      # One proxy on a source host for a whole fleet; each destination has its profile in a file of its name:
+      vmstate-proxy run --transparent --listen tcp:127.0.0.1:4444 --hosts /etc/vmstate-proxy/hosts --policy policy.toml
       # All migrations to this host, without a change to libvirt or OpenStack; 'transparent rules' redirects them.
       vmstate-proxy run --transparent --listen tcp:0.0.0.0:4444 --listen tcp:[::]:4444 \\
           --kvm --policy policy.toml --report migrations.jsonl
@@ -170,12 +187,14 @@ def command(
             plain_too=transparent and not require_tls,
             sources=sources,
             limits=limits,
+            destinations=destinations,
         )
 
     addresses = [parse_address(text) for text in listen]
     destination = None if connect is None else parse_address(connect)
     sources = parse_networks(allow_source)
     vcpus = () if source is None else _read_source(source)
+    destinations = _destinations(hosts, default_host, judge.policy)
     if isinstance(context.obj, _Serving):
         return context.obj.changed(fixed, config)
     take_all()
@@ -290,6 +309,17 @@ def _asking_by_qmp(judge: "Judge", socket: str) -> "Judge":
     from proxy.judging.kernel_trial import KernelTrial
 
     return replace(judge, trial=KernelTrial(socket))
+
+
+def _destinations(hosts: Path | None, default: Path | None, policy: "Policy") -> "Destinations | None":
+    if hosts is None:
+        if default is not None:
+            raise click.UsageError("--default-host belongs to --hosts")
+        return None
+    from proxy.fleet.destinations import load_destinations
+    from proxy.hosts.profile_file import load_profile
+
+    return load_destinations(hosts, policy, None if default is None else load_profile(default))
 
 
 def _read_source(name: str) -> "Sequence[Registers]":

@@ -66,6 +66,7 @@ class HostProfile:
         variants: What is other for the other kinds that it knows; None when it cannot say (schema_version 1).
         all_kinds: Whether it knows every kind that the host has.
         interrupts: Its interrupt controllers; None when they are not known.
+        addresses: Which hosts it is for, by address, network or name; none where its file's name says so.
         origin: The file that it was read from; None where there is none.
     """
 
@@ -82,6 +83,7 @@ class HostProfile:
     variants: tuple[Variant, ...] | None = ()
     all_kinds: bool = False
     interrupts: "HostInterrupts | None" = None
+    addresses: tuple[str, ...] = ()
     origin: "Origin | None" = field(default=None, compare=False)
 
     @property
@@ -98,6 +100,17 @@ class HostProfile:
     def kinds(self) -> list[VcpuKind]:
         """All the kinds that it knows, its own first."""
         return [self.kind, *(variant.kind for variant in self.variants or ())]
+
+    def stale(self, kernel: str, qemu: str | None) -> str | None:
+        """Say what is other on its host now than when the profile was made; None when nothing is, or it is not known.
+
+        Args:
+            kernel: What the host runs now, as `uname -sr` has it.
+            qemu: The version of its QEMU now.
+        """
+        then = [("kernel", self.kernel, kernel), ("QEMU", self.qemu, qemu)]
+        changed = [f"{what} was {old}, and is {new}" for what, old, new in then if old and new and old != new]
+        return f"its {' and its '.join(changed)}: make it anew with 'host probe'" if changed else None
 
     def lacks(self, register: int) -> bool:
         """Whether the host is known not to have a register."""

@@ -62,6 +62,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     also_present: list[str] | None = None
     interrupts: _Interrupts | None = None
     only_with: dict[str, list[str]] = {}
+    addresses: tuple[str, ...] = ()
     variants: list[_Variant] = []
 
 
@@ -96,6 +97,7 @@ def load_profile(path: Path) -> HostProfile:
         variants=None if file.schema_version == 1 else (),
         all_kinds=file.all_kinds,
         interrupts=None if file.interrupts is None else _interrupts(settings, file.interrupts),
+        addresses=file.addresses,
         origin=settings.origin,
     )
     return _with_variants(settings, profile)

@@ -63,6 +63,8 @@ def _head(profile: HostProfile) -> Iterator[str]:
     # What cannot say which kinds it knows stays what it was.
     yield f"schema_version = {1 if profile.variants is None else SCHEMA_VERSION}"
     yield f"description = {_quoted(profile.description)}"
+    if profile.addresses:
+        yield f"addresses = {_list(profile.addresses)}"
     if profile.kernel is not None:
         yield f"kernel = {_quoted(profile.kernel)}"
     if profile.qemu is not None:

@@ -73,7 +73,7 @@ def look_at(host: str, port: int) -> StartedQemu | None:
 
 def words_of(host: str, port: int) -> tuple[int, list[str]] | None:
     """Return process id and command line of the QEMU that listens at a TCP address of this host; None as `look_at`."""
-    if not _is_own(host):
+    if not is_own(host):
         return None
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}
     pid = next(_holders(sockets), None) if sockets else None
@@ -104,7 +104,8 @@ def parse_command(pid: int, words: list[str]) -> StartedQemu | None:
     return StartedQemu(f"process {pid}", cpu, off)
 
 
-def _is_own(host: str) -> bool:
+def is_own(host: str) -> bool:
+    """Tell whether an address, as a number, is one of this host."""
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

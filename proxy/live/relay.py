@@ -250,7 +250,7 @@ class Relay:
         self._taken |= self._once
         began, log = trio.current_time(), about(self._log, session.report.id)
         log.info(f"from {source.name} to {session.key[1]}")
-        session.on_pause = log.warning
+        session.on_warning = log.warning
         self.under_way.begin(session)
         for watcher in self._watchers:
             watcher.begins(session)

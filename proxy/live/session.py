@@ -53,7 +53,7 @@ class Session:
         way: The way to its destination.
         config: What the operator had decided when it came.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
-        on_pause: Takes one line for the operator when the migration pauses.
+        on_warning: Takes one line for the operator, as when the migration pauses.
     """
 
     def __init__(self, config: "SessionConfig", source: "Connection") -> None:
@@ -63,7 +63,7 @@ class Session:
         self.advised = trio.Event()
         self.guest: bytes | None = None
         self.on_change: Callable[[], None] = lambda: None
-        self.on_pause: Callable[[str], None] = lambda _line: None
+        self.on_warning: Callable[[str], None] = lambda _line: None
         self.config = config
         self._source = source
         self._destination: Connection | None = None
@@ -112,7 +112,7 @@ class Session:
 
     @cached_property
     def _judge(self) -> "Judge":
-        return self.config.judge.fresh()
+        return self.config.judge_of(self.way.host).fresh()
 
     @cached_property
     def _rewriter(self) -> Rewriter:
@@ -189,8 +189,8 @@ class Session:
         try:
             await self._carry()
             clean = True
-        except (FormatError, RefusedError):
-            # The rewriter has put it into the report.
+        except (FormatError, RefusedError) as error:
+            self.report.refused(error)
             await self._let_begin()
             clean = await self._give_back()
         except ProxyError as error:
@@ -232,10 +232,11 @@ class Session:
                 return
 
     async def _first_leg(self) -> None:
+        self.config.check_known(self.way.host)
         if self._judge.trial is not None:
             # Now, while the guest runs; it will stand when it is judged.
             await trio.to_thread.run_sync(self._judge.open, self.way.tcp)
-        self.report.known(*await self.way.guest())
+        await self.way.look(self.report, self._judge.host, self.on_warning)
         pieces = self._beginning()
         self._destination = await self._dial()
         self.dialled.set()
@@ -278,7 +279,7 @@ class Session:
         self.channels.cut()
         self._close(clean=False)
         if not self._recovery.returned:
-            self.on_pause(f"{error}; {PAUSED}")
+            self.on_warning(f"{error}; {PAUSED}")
             await self._recovery.wait()
         if not self._recovery.returned:
             raise PeerError(error.peer, f"{str(error).removeprefix(f'the {error.peer} ')}; {PAUSED}")

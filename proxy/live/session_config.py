@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
+from proxy.errors import RefusedError
 from proxy.net.allowed_sources import AllowedSources
+from proxy.policy.policy import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.fleet.destinations import Destinations
     from proxy.judging.judge import Judge
     from proxy.judging.verdict import Registers
     from proxy.net.route import Route
@@ -47,6 +50,7 @@ class SessionConfig:
     Attributes:
         route: How the destination is reached.
         judge: What it accepts, and what the operator vouches for.
+        destinations: The judges of a fleet's destinations, which count in place of `judge`; None for that one.
         allow_no_return_path: Whether sources without a return path may come.
         device_state_limit: Bytes of device state held at most.
         vmdesc_wait: Seconds to wait for a vmdesc after what looks like the end.
@@ -67,7 +71,27 @@ class SessionConfig:
     plain_too: bool = False
     sources: AllowedSources = field(default_factory=AllowedSources)
     limits: Limits = DEFAULT_LIMITS
+    destinations: "Destinations | None" = None
 
     def prepare(self) -> None:
         """Load what verdicts need, so that no guest stands while that is read."""
-        self.judge.prepare()
+        if self.destinations is None:
+            self.judge.prepare()
+        else:
+            self.destinations.prepare()
+
+    def judge_of(self, host: str) -> "Judge":
+        """Return the judge of the guests that go to a host; where that is not known, one that knows no destination."""
+        try:
+            return self.judge if self.destinations is None else self.destinations.judge_of(host)
+        except RefusedError:
+            return self.judge
+
+    def check_known(self, host: str) -> None:
+        """See that a destination is known, unless nothing is to be changed anyway.
+
+        Raises:
+            RefusedError: It is not; the message says how it would be.
+        """
+        if self.destinations is not None and self.judge.policy.mode is not Mode.OBSERVE:
+            self.destinations.judge_of(host)

@@ -1,17 +1,24 @@
 """The way to one migration's destination: how its connections are made, and who waits there."""
 
+import os
 from typing import TYPE_CHECKING
 
 import trio
 
 from proxy.hosts.local_guest import UNKNOWN, Guest, local_guest
+from proxy.hosts.qemu import installed_qemu
+from proxy.hosts.started_qemu import is_own
 from proxy.net.address import TcpAddress
 from proxy.net.tls.connection import TlsConnection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.hosts.profile import HostProfile
     from proxy.net.address import Address
     from proxy.net.connection import Connection
     from proxy.net.route import Route
+    from proxy.report.report import Report
 
 
 class Way:
@@ -35,7 +42,28 @@ class Way:
         """Host and port; None where it is no TCP address."""
         return (self.address.host, self.address.port) if isinstance(self.address, TcpAddress) else None
 
-    async def guest(self) -> Guest:
+    @property
+    def host(self) -> str:
+        """The host that is dialled; empty where it is no TCP address."""
+        return "" if self.tcp is None else self.tcp[0]
+
+    async def look(self, report: "Report", profile: "HostProfile | None", warn: "Callable[[str], None]") -> None:
+        """Look at who waits there, for the report, and whether the profile is still true, where it is this host."""
+        report.known(*await self._guest())
+        problem = await self._stale(profile)
+        if problem is not None:
+            warn(problem)
+
+    async def _stale(self, profile: "HostProfile | None") -> str | None:
+        """Say what is wrong with a profile that was made of this host, where the destination is on it."""
+        if profile is None or profile.origin is None or self.tcp is None or not is_own(self.host):
+            return None
+        system = os.uname()
+        qemu = await trio.to_thread.run_sync(installed_qemu)
+        problem = profile.stale(f"{system.sysname} {system.release}", qemu)
+        return None if problem is None else f"{profile.origin.path} is stale: {problem}"
+
+    async def _guest(self) -> Guest:
         """Return which guest waits there, as far as that can be seen from here."""
         if self.tcp is None:
             return UNKNOWN

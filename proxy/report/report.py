@@ -175,6 +175,12 @@ class Report:
             self.outcome, self.reason, self.exit_code = Outcome.FAILED, reason, ExitCode.FAILED
             self.cause = cause
 
+    def refused(self, error: FormatError | RefusedError) -> None:
+        """Note why it did not pass; a reason found in the stream is there already."""
+        if self.exit_code is ExitCode.FAILED and isinstance(error, RefusedError):
+            self.outcome, self.reason, self.exit_code = Outcome.REFUSED, str(error), error.exit_code
+            self.cause = cause_of(error)
+
     def note(self, text: str) -> None:
         """Add what is to be known besides the reason."""
         self.reason = text if self.reason is None else f"{self.reason}; {text}"

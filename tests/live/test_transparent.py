@@ -7,6 +7,7 @@ import re
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,6 @@ from tests.proxy.helpers import short
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.lab.proxy import Proxy
 
@@ -378,3 +378,28 @@ async def test_a_silent_connection_ends_with_the_service() -> None:
             await trio.sleep(2)
             proxy.send_signal(signal.SIGTERM)
             assert await proxy.wait_exit() == 0
+
+
+async def test_each_destination_has_its_own_profile(tmp_path: Path) -> None:
+    """And one that is not known is refused by name, before it is dialled."""
+    (tmp_path / "hosts").mkdir()
+    profile = Path(await learn(tmp_path, "cortex-a72"))
+    profile.rename(tmp_path / "hosts" / f"{DESTINATION[4]}.toml")
+    async with (
+        two_hosts() as hosts,
+        running_vm(name="source", guest=counter_guest(), namespace=hosts.source) as source,
+        running_vm(name="there", cpu="cortex-a72", incoming="defer", namespace=hosts.destination) as destination,
+        proxy_at(hosts.destination, WAYS["redirect"], "--hosts", str(tmp_path / "hosts"), *REPAIR) as proxy,
+    ):
+        await destination.listen("tcp:[::]:49152")
+        await source.wait_counter_moves()
+        await source.migrate(uri(DESTINATION, 6))
+        assert (await source.wait_migration(MIGRATION_LIMIT)).status == "failed"
+        await source.migrate(uri(DESTINATION, 4))
+        assert (await source.wait_migration(MIGRATION_LIMIT)).status == "completed", proxy.text()
+        await destination.wait_counter_moves()
+        refused, rewritten = await proxy.wait_reports(2)
+    assert (refused["outcome"], refused["bytes_out"]) == ("refused", 0)
+    assert f"is that of the destination {DESTINATION[6]}: call it" in refused["reason"]
+    assert rewritten["outcome"] == "rewritten"
+    assert rewritten["profile"]["path"] == str(tmp_path / "hosts" / f"{DESTINATION[4]}.toml")
