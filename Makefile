@@ -10,7 +10,7 @@ LIBVIRT := $(VENV)/.libvirt
 BENCH := $(VENV)/.bench
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities bench libvirt captures test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt captures deb test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,13 @@ libvirt: $(LIBVIRT) ## virsh migrate through the proxy, between two libvirt daem
 
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
+
+deb: $(READY) ## Debian packages for bookworm and trixie in dist/, tried in a fresh root of each (root; 4 minutes)
+	@sh tools/install-system-packages "$(PYTHON)" mmdebstrap dpkg-deb=dpkg
+	$(BIN)/python -m tools.build_deb
+	@for suite in bookworm:12 trixie:13; do \
+		tools/try-deb "$${suite%:*}" dist/vmstate-proxy_*~deb"$${suite#*:}_$$(dpkg --print-architecture)".deb || exit; \
+	done
 
 test: check $(BROWSER) $(NETWORK) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest

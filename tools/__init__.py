@@ -1,0 +1,1 @@
+"""What builds and installs; nothing here is part of the program."""
