@@ -10,10 +10,10 @@ LIBVIRT := $(VENV)/.libvirt
 BENCH := $(VENV)/.bench
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities bench libvirt captures deb test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm captures deb test check format clean system
 
 help: ## list these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(READY) ## show the main job on real arm64 KVM: a guest that is refused moves; DEMO=tcg is quicker
 	$(BIN)/python -m tests.lab.demo $(DEMO)
@@ -32,6 +32,9 @@ bench: $(BENCH) ## compare with socat and haproxy, and write docs/benchmarks.md 
 
 libvirt: $(LIBVIRT) ## virsh migrate through the proxy, between two libvirt daemons (2 minutes; installs libvirt)
 	$(BIN)/python -m pytest tests/lab/libvirt_lab.py tests/live/libvirt_migrations.py
+
+libvirt-kvm: $(READY) ## virsh migrate between two emulated arm64 hosts with KVM, through a transparent proxy (10 minutes)
+	$(BIN)/python -m pytest tests/live/libvirt_kvm_migrations.py
 
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures

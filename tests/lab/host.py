@@ -64,7 +64,15 @@ class Host:
         cpu: its processor, as QEMU's -cpu.
     """
 
-    def __init__(self, image: HostImage, cpu: str, memory_mib: int, directory: Path, emulator: str) -> None:
+    def __init__(
+        self,
+        image: HostImage,
+        cpu: str,
+        memory_mib: int,
+        directory: Path,
+        emulator: str,
+        cable: Sequence[str] = (),
+    ) -> None:
         self.suite = image.suite
         self.cpu = cpu
         self._directory = directory
@@ -85,7 +93,7 @@ class Host:
         # Port 0: the kernel picks a free one, and `_forwarded` asks which.
         command += ["-netdev", f"user,id={_NETWORK},hostfwd=tcp:127.0.0.1:0-:{PORT}"]
         command += ["-device", f"virtio-net-pci,netdev={_NETWORK},romfile="]
-        command += ["-qmp", f"unix:{directory / 'monitor'},server=on,wait=off"]
+        command += [*cable, "-qmp", f"unix:{directory / 'monitor'},server=on,wait=off"]
         self._process = Process(command, directory / "stderr")
 
     def __str__(self) -> str:
@@ -276,10 +284,15 @@ async def emulator_of(cpu: str) -> str:
 
 
 @contextmanager
-def started_host(image: HostImage, cpu: str, memory_mib: int, emulator: str) -> Iterator[Host]:
-    """Start a host that is killed at the end of a `with`, and its directory removed."""
+def started_host(
+    image: HostImage, cpu: str, memory_mib: int, emulator: str, cable: Sequence[str] = ()
+) -> Iterator[Host]:
+    """Start a host that is killed at the end of a `with`, and its directory removed.
+
+    `cable` has QEMU's arguments for a further network card, which is eth1 in the host.
+    """
     with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
-        host = Host(image, cpu, memory_mib, Path(folder), emulator)
+        host = Host(image, cpu, memory_mib, Path(folder), emulator, cable)
         try:
             yield host
         finally:

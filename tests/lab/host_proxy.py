@@ -74,6 +74,14 @@ class HostProxy:
         """The reports written so far."""
         return [checked_report(line.decode()) for line in self._command.stdout.splitlines()]
 
+    async def wait_reports(self, count: int, limit: float = 60) -> list[dict[str, Any]]:
+        """Wait until that many migrations have ended."""
+        with trio.move_on_after(limit):
+            while len(self.reports()) < count:
+                await trio.sleep(_POLL)
+            return self.reports()
+        raise LabError(f"{count} reports were expected: {self.text()}")
+
     async def wait_exit(self, limit: float = 60) -> int:
         """Wait until the proxy has ended and return its exit code."""
         with trio.move_on_after(limit):
@@ -111,6 +119,28 @@ async def running_proxy_in(
         finally:
             with trio.move_on_after(_START_LIMIT, shield=True):
                 await host.stop_forward(port)
+
+
+@asynccontextmanager
+async def transparent_proxy_in(host: Host, *options: str) -> AsyncIterator[HostProxy]:
+    """Run a transparent proxy in a host for the length of an `async with`, and redirect to it what comes for QEMUs.
+
+    Args:
+        host: the destination's host; it has nftables.
+        options: further options of `vmstate-proxy run`.
+    """
+    await _install(host)
+    listen = ("--listen", "tcp:0.0.0.0:4444")
+    rules = (await host.run([*_PYTHON, "transparent", "rules", *listen])).output
+    run = ["run", "--transparent", *listen, "--report", "-"]
+    async with running_command(host.agent_port, [*_PYTHON, *run, *options]) as command:
+        await _listening(command)
+        await host.run(["nft", "-f", "-"], stdin=rules)
+        try:
+            yield HostProxy(command, "")
+        finally:
+            with trio.move_on_after(_START_LIMIT, shield=True):
+                await host.run("nft delete table inet vmstate_proxy")
 
 
 async def _listening(command: RemoteCommand) -> int:

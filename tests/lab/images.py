@@ -50,7 +50,9 @@ _MODULE = re.compile(r"usr/lib/modules/[^/]+/kernel/.*/([^/]+)\.ko(\.xz)?")
 _KERNEL = re.compile(r"boot/vmlinuz-\S+|usr/lib/modules/[^/]+/vmlinuz")
 _NEEDED_MODULES = ("virtio_pci", "virtio_net")
 _LEFT_OUT = re.compile(r"usr/share/")
-_WANTED_MODULE = re.compile(r"/kernel/(drivers/(virtio|net)/[^/]+|net/core/[^/]+)$")
+_WANTED_MODULE = re.compile(
+    r"/kernel/(drivers/(virtio|net)/[^/]+|net/core/[^/]+|net/(ipv4/|ipv6/)?netfilter/[^/]+|(lib|crypto)/[^/]+)$"
+)
 _IMAGE_MAGIC = b"ARM\x64"  # at 56: Linux, Documentation/arch/arm64/booting.rst
 # The loopback of the machine around is 10.0.2.2 (QEMU's user networking).
 _INIT = """\
@@ -75,6 +77,30 @@ exec python3 -S -E -s /agent.py
 
 
 @dataclass(frozen=True, slots=True)
+class Kit:
+    """What some hosts have beside QEMU and Python.
+
+    Attributes:
+        name: names its images.
+        packages: Debian packages that it comes in.
+        programs: paths of programs, and of libraries that are loaded by name; what they are linked with comes along.
+        also: files of the packages that come along, too.
+        modules: kernel modules.
+        files: further files, by path.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    programs: tuple[str, ...]
+    also: re.Pattern[str]
+    modules: tuple[str, ...]
+    files: Mapping[str, Entry]
+
+
+NO_KIT = Kit("", (), (), re.compile(r"(?!)"), (), {})
+
+
+@dataclass(frozen=True, slots=True)
 class HostImage:
     """What `-kernel` and `-initrd` take."""
 
@@ -83,12 +109,13 @@ class HostImage:
     initrd: Path
 
 
-def host_image(suite: str, tell: Callable[[str], None] = lambda _: None) -> HostImage:
+def host_image(suite: str, tell: Callable[[str], None] = lambda _: None, kit: Kit = NO_KIT) -> HostImage:
     """Return the image of a host, built first if it is not in the cache. Two builders at once do not collide.
 
     Args:
         suite: one of SUITES.
         tell: gets a line for each step of building.
+        kit: what it has beside QEMU and Python.
 
     Raises:
         ImageError: unknown suite, or a tool, the network or a package is missing.
@@ -96,29 +123,31 @@ def host_image(suite: str, tell: Callable[[str], None] = lambda _: None) -> Host
     if suite not in SUITES:
         raise ImageError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
     cache = cache_folder()
-    folder = cache / f"{suite}-{_recipe_version()}"
+    name = f"{suite}-{kit.name}" if kit.name else suite
+    folder = cache / f"{name}-{_recipe_version(kit)}"
     image = HostImage(suite, folder / "Image", folder / "initrd.gz")
     if folder.exists():
         return image
     cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache / f"{suite}.lock"):
+    with locked(cache / f"{name}.lock"):
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{suite}-") as scratch:
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
                 built = Path(scratch) / "image"
                 built.mkdir()
-                _build(suite, cache / f"{suite}-packages", built, tell)
+                _build(suite, kit, cache / f"{name}-packages", built, tell)
                 built.rename(folder)  # there in whole, or not at all
             size = sum(path.stat().st_size for path in folder.iterdir())
-            tell(f"{suite}: done, {size >> 20} MiB in {folder}")
-            remove_older(cache, suite, folder)
+            tell(f"{name}: done, {size >> 20} MiB in {folder}")
+            remove_older(cache, name, folder)
     return image
 
 
-def _build(suite: str, packages: Path, folder: Path, tell: Callable[[str], None]) -> None:
-    tell(f"{suite}: downloading the arm64 packages of {', '.join(_PACKAGES)}")
-    debs = download_packages(suite, _PACKAGES, packages)
+def _build(suite: str, kit: Kit, packages: Path, folder: Path, tell: Callable[[str], None]) -> None:
+    wanted = (*_PACKAGES, *kit.packages)
+    tell(f"{suite}: downloading the arm64 packages of {', '.join(wanted)}")
+    debs = download_packages(suite, wanted, packages)
     tell(f"{suite}: reading {len(debs)} packages")
-    tree = read_packages(debs, _wanted)
+    tree = read_packages(debs, lambda path: _wanted(path) or bool(kit.also.match(path)))
     kernels = [path for path in tree if _KERNEL.fullmatch(path)]
     if len(kernels) > 1:
         raise ImageError(f"{suite}: more than one kernel in the packages: {', '.join(sorted(kernels))}")
@@ -128,7 +157,7 @@ def _build(suite: str, packages: Path, folder: Path, tell: Callable[[str], None]
     tell(f"{suite}: packing")
     (folder / "Image").write_bytes(kernel)
     with gzip.open(folder / "initrd.gz", "wb", compresslevel=1) as file:
-        write_cpio(file, _root_files(suite, tree))
+        write_cpio(file, _root_files(suite, tree, kit))
 
 
 def _wanted(path: str) -> bool:
@@ -137,23 +166,27 @@ def _wanted(path: str) -> bool:
     return not _LEFT_OUT.match(path)
 
 
-def _root_files(suite: str, tree: Mapping[str, Entry]) -> dict[str, Entry]:
+def _root_files(suite: str, tree: Mapping[str, Entry], kit: Kit) -> dict[str, Entry]:
     python = [path for path in tree if _PYTHON.match(path) and not _NOT_OF_PYTHON.search(path)]
     # sitecustomize and the like lead to /etc, which stays empty.
     python = [path for path in python if not isinstance(tree[path], Symlink)]
-    files = with_dependencies(tree, [_LOADER, *_PROGRAMS, *_LIBRARIES, *python])
-    modules = _modules(tree)
+    also = [path for path in tree if kit.also.match(path)]
+    files = with_dependencies(tree, [_LOADER, *_PROGRAMS, *_LIBRARIES, *python, *kit.programs, *also])
+    modules = _modules(tree, (*_NEEDED_MODULES, *kit.modules))
     files |= {f"modules/{name}.ko": File(data) for name, data in modules.items()}
     # Another package holds a hook script of that name, elsewhere; this is the program.
     files["usr/bin/busybox"] = Executable(resolve(tree, "usr/bin/busybox"))
     files |= {name: Symlink(f"usr/{name}") for name in ("bin", "sbin", "lib")}
+    # A host has one folder for programs.
+    files |= {re.sub("^usr/sbin/", "usr/bin/", path): files.pop(path) for path in list(files) if "usr/sbin/" in path}
     files["usr/sbin"] = Symlink("bin")
+    files |= kit.files
     files["agent.py"] = File((_HERE / "agent.py").read_bytes())
     files["init"] = Executable(_INIT.format(suite=suite, modules=" ".join(modules)).encode())
     return files
 
 
-def _modules(tree: Mapping[str, Entry]) -> dict[str, bytes]:
+def _modules(tree: Mapping[str, Entry], needed: tuple[str, ...]) -> dict[str, bytes]:
     """Return the kernel modules that a host needs, in the order in which they load."""
     there: dict[str, bytes] = {}
     for path, entry in tree.items():
@@ -169,14 +202,16 @@ def _modules(tree: Mapping[str, Entry]) -> dict[str, bytes]:
                 add(other.replace("-", "_"))
             ordered[name] = there[name]
 
-    for name in _NEEDED_MODULES:
+    for name in needed:
         add(name)
     return ordered
 
 
-def _recipe_version() -> str:
+def _recipe_version(kit: Kit) -> str:
     """Return a digest of all that decides what an image holds, but for the packages' own versions."""
     digest = hashlib.sha256()
     for name in _RECIPE:
         digest.update((_HERE / name).read_bytes())
+    if kit.name:
+        digest.update((_HERE / f"{kit.name}_kit.py").read_bytes())
     return digest.hexdigest()[:12]
