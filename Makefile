@@ -10,7 +10,7 @@ LIBVIRT := $(VENV)/.libvirt
 BENCH := $(VENV)/.bench
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm captures deb test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm captures docs deb test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ libvirt-kvm: $(READY) ## virsh migrate between two emulated arm64 hosts with KVM
 
 captures: $(READY) ## record captures/ anew, on the lab's hosts and on this machine (5 minutes)
 	$(BIN)/python -m tests.lab.captures
+
+docs: $(READY) ## the pages of docs/ as a site in build/site; a link that leads nowhere fails
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
+	$(BIN)/mkdocs build --quiet
 
 deb: $(READY) ## Debian packages for bookworm and trixie in dist/, tried in a fresh root of each (root; 4 minutes)
 	@sh tools/install-system-packages "$(PYTHON)" mmdebstrap dpkg-deb=dpkg

@@ -16,7 +16,7 @@ listen_tls = 0
 listen_tcp = 1
 auth_tcp = "none"
 keepalive_interval = -1
-log_outputs = "3:stderr"
+log_outputs = "3:file:/tmp/libvirtd.log"
 """
 
 _QEMU_CONF = """\
@@ -41,7 +41,7 @@ LIBVIRT = Kit(
         "usr/lib/aarch64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     ),
     also=re.compile(r"usr/share/libvirt/cpu_map/"),
-    modules=("nft_chain_nat", "nft_redir", "nft_fib_inet", "nft_ct"),
+    modules=("crc32c_generic", "nft_chain_nat", "nft_redir", "nft_fib_inet", "nft_ct"),
     files={
         "etc/passwd": File(_USERS.encode()),
         "etc/group": File(_GROUPS.encode()),

@@ -89,7 +89,7 @@ class KvmLibvirtHost:
         for path in sorted(pki.iterdir()):
             await self.host.put(f"{PKI}/{path.name}", path.read_bytes(), 0o600)
         await self.host.run(f"ip link set eth1 up && ip addr add {self.address}/24 dev eth1")
-        await self.host.run("setsid libvirtd --listen >/tmp/libvirtd.log 2>&1 </dev/null &")
+        await self.host.run(["libvirtd", "--daemon", "--listen"], limit=_BOOT_LIMIT)
         answer: LabError | None = None
         with trio.move_on_after(_BOOT_LIMIT):
             while not self._is_ready:
