@@ -10,7 +10,7 @@ LIBVIRT := $(VENV)/.libvirt
 BENCH := $(VENV)/.bench
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm captures docs deb test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm captures docs deb image release test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,15 @@ deb: $(READY) ## Debian packages for bookworm and trixie in dist/, tried in a fr
 	@for suite in bookworm:12 trixie:13; do \
 		tools/try-deb "$${suite%:*}" dist/vmstate-proxy_*~deb"$${suite#*:}_$$(dpkg --print-architecture)".deb || exit; \
 	done
+
+image: $(READY) ## an OCI image of trixie with the Debian package, in dist/ (root; 2 minutes)
+	@sh tools/install-system-packages "$(PYTHON)" mmdebstrap dpkg-deb=dpkg
+	$(BIN)/python -m tools.build_image
+
+release: $(READY) ## a release in dist/, a commit and a tag; VERSION=0.2.0 names it, nothing is pushed (5 minutes)
+	@sh tools/install-system-packages "$(PYTHON)" dpkg-deb=dpkg
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,release]'
+	$(BIN)/python -m tools.release $(VERSION)
 
 test: check $(BROWSER) $(NETWORK) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
