@@ -110,7 +110,9 @@ class KvmLibvirtHost:
             VirshError: it exited with an error.
         """
         try:
-            done = await self.host.run(["virsh", "--connect", "qemu:///system", *arguments], limit=_VIRSH_LIMIT)
+            done = await self.host.run(
+                ["virsh", "--connect", "qemu+tcp://127.0.0.1/system", *arguments], limit=_VIRSH_LIMIT
+            )
         except CommandFailedError as error:
             raise VirshError(str(error)) from error
         return done.output.decode().strip()
