@@ -175,11 +175,17 @@ class KvmLibvirtLab:
         return transparent_proxy_in(self.destination.host, "--kvm", *options)
 
     @asynccontextmanager
-    async def guest(self, *, features: str = "", devices: str = "") -> AsyncIterator[KvmGuest]:
-        """Have a counting guest run on the source; at the end it is gone from both hosts."""
+    async def guest(self, *, features: str = "", devices: str = "", dirty: bool = False) -> AsyncIterator[KvmGuest]:
+        """Have a counting guest run on the source; at the end it is gone from both hosts.
+
+        Args:
+            features: further elements for the XML's <features>.
+            devices: the same for <devices>.
+            dirty: whether it writes to its memory all the time.
+        """
         guest = KvmGuest(f"guest-{uuid.uuid4().hex[:8]}", str(uuid.uuid4()))
         image, xml = f"/var/lib/{guest.name}.bin", f"/var/lib/{guest.name}.xml"
-        content = counter_guest(2000)
+        content = counter_guest(2000, dirty=dirty)
         for host in self.source, self.destination:
             await host.host.put(image, content)
         text = _GUEST.format(name=guest.name, uuid=guest.uuid, image=image, features=features, devices=devices)

@@ -69,13 +69,14 @@ async def test_without_a_proxy_the_destinations_kvm_refuses(lab: KvmLibvirtLab) 
     ],
 )
 async def test_a_guest_moves(lab: KvmLibvirtLab, flags: str, channels: int) -> None:
-    async with lab.guest() as guest, lab.proxy(*ALLOWED) as proxy:
+    postcopy = "--postcopy" in flags
+    async with lab.guest(dirty=postcopy) as guest, lab.proxy(*ALLOWED) as proxy:
         before = await guest.wait_runs(lab.source)
         await lab.migrate(guest, *flags.split())
         await assert_arrived(lab, guest, before, proxy)
         report = proxy.reports()[0]
         assert report["channels"] == channels
-        assert report["postcopy"] == ("--postcopy" in flags)
+        assert report["postcopy"] == postcopy
 
 
 async def test_a_guest_without_pmu_moves(lab: KvmLibvirtLab) -> None:
