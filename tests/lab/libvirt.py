@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.lab.guest import COUNTER_ADDRESS, MIDR_ADDRESS, counter_guest
+from tests.lab.libvirt_kit import QEMU_CONF
 from tests.lab.namespace import Namespace, program
 from tests.lab.process import Process, find_qemu
 from tests.lab.qmp import LabError
@@ -57,17 +58,6 @@ listen_tls = 0
 listen_tcp = 1
 auth_tcp = "none"
 log_outputs = "3:stderr"
-"""
-
-_QEMU_CONF = """
-user = "root"
-group = "root"
-dynamic_ownership = 0
-remember_owner = 0
-security_driver = "none"
-stdio_handler = "file"
-cgroup_controllers = []
-namespaces = []
 """
 
 _EMULATOR = """#!/bin/sh
@@ -303,7 +293,7 @@ def _started(name: str, address: str, cpu: str, qemu_conf: str, lab: Path, stack
     for path in "etc", "run", "var/lib", "var/log", "var/cache":
         (folder / path).mkdir(parents=True)
     (folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(host_uuid=uuid.uuid4()))
-    (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF + qemu_conf)
+    (folder / "etc" / "qemu.conf").write_text(QEMU_CONF + qemu_conf)
     _write_users(folder)
     emulator = folder / "emulator"
     emulator.write_text(_EMULATOR.format(cpu=cpu, qemu=find_qemu("qemu-system-aarch64")))

@@ -19,7 +19,7 @@ keepalive_interval = -1
 log_outputs = "3:file:/tmp/libvirtd.log"
 """
 
-_QEMU_CONF = """\
+QEMU_CONF = """\
 user = "root"
 group = "root"
 dynamic_ownership = 0
@@ -28,8 +28,10 @@ security_driver = "none"
 stdio_handler = "file"
 cgroup_controllers = []
 namespaces = []
-keepalive_interval = -1
 """
+"""For hosts that hold nothing but a test's guests."""
+
+_NO_KEEPALIVE = "keepalive_interval = -1\n"
 
 LIBVIRT = Kit(
     name="libvirt",
@@ -48,7 +50,7 @@ LIBVIRT = Kit(
         "etc/nsswitch.conf": File(b"passwd: files\ngroup: files\nhosts: files\n"),
         "etc/hosts": File(b"127.0.0.1 localhost\n192.0.2.1 rack3\n192.0.2.2 rack7\n"),
         "etc/libvirt/libvirtd.conf": File(_LIBVIRTD_CONF.encode()),
-        "etc/libvirt/qemu.conf": File(_QEMU_CONF.encode()),
+        "etc/libvirt/qemu.conf": File((QEMU_CONF + _NO_KEEPALIVE).encode()),
         "var/lib/libvirt/.there": File(b""),
         "var/log/libvirt/qemu/.there": File(b""),
         "var/cache/libvirt/.there": File(b""),

@@ -18,6 +18,7 @@ from tests.lab.guest import COUNTER_ADDRESS, MIDR_ADDRESS, counter_guest
 from tests.lab.host import A57_R1P0, A57_R1P3, emulator_of, started_host
 from tests.lab.host_proxy import transparent_proxy_in
 from tests.lab.images import host_image
+from tests.lab.libvirt import VirshError
 from tests.lab.libvirt_kit import LIBVIRT
 from tests.lab.pki import Authority
 from tests.lab.qmp import LabError
@@ -57,10 +58,6 @@ _GUEST = """
   </devices>
 </domain>
 """
-
-
-class VirshError(LabError):
-    """virsh ended with an error: the message is what it wrote."""
 
 
 class KvmLibvirtHost:

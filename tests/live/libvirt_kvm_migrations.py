@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.libvirt_kvm import DISK, PKI, VirshError, running_kvm_libvirt
+from tests.lab.libvirt import VirshError
+from tests.lab.libvirt_kvm import DISK, PKI, running_kvm_libvirt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
