@@ -18,7 +18,8 @@ Exit codes:
   1  a connection or a file failed
   2  the command line, a profile or a policy is wrong
   3  the stream is broken, cut short, or no migration stream
-  4  refused: the policy, or this program, does not let the stream pass"""
+  4  refused: the policy, or this program, does not let the stream pass
+  5  check: nothing was judged, for the stream holds no arm64 vCPU"""
 
 
 @click.group(

@@ -99,8 +99,9 @@ class Leg:
                 except Exception as error:
                     problem = error
                 nursery.cancel_scope.cancel()
-        if problem is not None or self._lost is not None:
-            raise problem or self._lost or AssertionError
+        problem = problem or self._lost
+        if problem is not None:
+            raise problem
         self._check_confirmed()
 
     def lose(self, error: PeerError) -> None:

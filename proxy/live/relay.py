@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.channels.multifd import is_channel
-from formats.errors import ForeignStreamError
+from formats.errors import ForeignStreamError, FormatError
 from formats.frame.records import MAGIC
 from formats.stream.file_header import read_file_header
 from formats.stream.package import is_recovery
@@ -285,20 +285,26 @@ class Relay:
         except OSError as error:
             log.error(f"cannot write the report: {error.strerror or error}")
 
+    def _read_again(self) -> "SessionConfig":
+        """Return what counts from now on, with all loaded that verdicts need; in a thread, for that takes a while."""
+        config = self._reload() or self.config
+        config.prepare()
+        return config
+
     async def _hear_hangups(self, hangups: "AsyncIterator[int]") -> None:
         async for _ in hangups:
             well = False
             for watcher in self._watchers:
                 watcher.reloads()
             try:
-                changed = await trio.to_thread.run_sync(self._reload)
+                self.config = await trio.to_thread.run_sync(self._read_again)
                 well = True
-            except ProxyError as error:
+            except (ProxyError, FormatError) as error:
                 self._log.error(f"SIGHUP: {error}; nothing has changed")
-            else:
-                if changed is not None:
-                    changed.prepare()
-                    self.config = changed
+            except Exception as error:
+                # It must not end the migrations under way.
+                traceback.print_exc()
+                self._log.error(f"SIGHUP: internal error, please report it: {error!r}; nothing has changed")
             for watcher in self._watchers:
                 watcher.reloaded(well=well)
 

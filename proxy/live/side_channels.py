@@ -41,7 +41,7 @@ class SideChannels:
     @property
     def carried(self) -> int:
         """Bytes that have gone on to the destination so far."""
-        return self._carried + sum(channel.bytes for channel in self._channels)
+        return self._carried + sum(channel.bytes for channel in tuple(self._channels))  # other threads ask, too
 
     async def carry_multifd(self, source: "Connection", opening: bytes, dial: "Dial") -> None:
         """Carry a multifd channel to its end, `opening` first; if it is lost, so is the migration."""

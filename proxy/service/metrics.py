@@ -1,6 +1,7 @@
 """Metrics for Prometheus: what the relay did and does. They are counted as it happens, and read in another thread."""
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from proxy.report.report import Cause, Outcome
 
 if TYPE_CHECKING:
     from proxy.live.session import Session
+    from proxy.live.side_channels import SideChannels
     from proxy.report.report import Report
 
 _without_created: Callable[[], None] = disable_created_metrics
@@ -51,7 +53,8 @@ class Metrics(Watcher):
             certificates: Returns the paths of the certificates that are shown now; those that are there are told of.
         """
         self.registry = CollectorRegistry()
-        self._under_way: set[Session] = set()
+        self._under_way: dict[Session, tuple[Report, SideChannels]] = {}
+        self._lock = threading.Lock()  # no scrape may see bytes that are in neither, or in both
         self._done = dict.fromkeys(_WAYS, 0)
         self._migrations = self._counter("migrations", "Migrations that ended.", "outcome", "cause")
         for outcome, causes in _CAUSES.items():
@@ -97,9 +100,10 @@ class Metrics(Watcher):
 
     def bytes(self) -> dict[str, int]:
         """Return how many bytes have passed, those of the migrations under way among them."""
-        total = dict(self._done)
-        for session in tuple(self._under_way):
-            _add(total, session)
+        with self._lock:
+            total = dict(self._done)
+            for report, channels in self._under_way.values():
+                _add(total, report, channels)
         return total
 
     def arrived(self, what: Arrived) -> None:
@@ -108,14 +112,13 @@ class Metrics(Watcher):
 
     def begins(self, session: "Session") -> None:
         """Count a migration that begins."""
-        self._under_way.add(session)
+        with self._lock:
+            self._under_way[session] = session.report, session.channels
 
     def ends(self, session: "Session", report: "Report") -> None:
         """Count what came of one."""
-        done = dict(self._done)
-        _add(done, session)
-        self._under_way.discard(session)
-        self._done = done
+        with self._lock:
+            _add(self._done, *self._under_way.pop(session))
         self._migrations.labels(report.outcome.value, "none" if report.cause is None else report.cause.value).inc()
         self._recoveries.inc(report.recoveries)
         for register in report.refused_registers:
@@ -137,10 +140,10 @@ class Metrics(Watcher):
         self._draining.set(1)
 
 
-def _add(total: dict[str, int], session: "Session") -> None:
-    total["in"] += session.report.bytes_in
-    total["out"] += session.report.bytes_out
-    total["channels"] += session.channels.carried
+def _add(total: dict[str, int], report: "Report", channels: "SideChannels") -> None:
+    total["in"] += report.bytes_in
+    total["out"] += report.bytes_out
+    total["channels"] += channels.carried
 
 
 class _Now(Collector):

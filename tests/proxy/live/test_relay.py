@@ -21,6 +21,7 @@ import trio
 
 from formats.arm.sysreg import MIDR_EL1
 from formats.channels.multifd import MAGIC
+from formats.errors import MalformedStreamError
 from proxy.errors import ExitCode
 from proxy.live.channel import Channel
 from proxy.live.relay import Relay
@@ -600,3 +601,22 @@ def test_a_report_to_a_full_disk_does_not_end_the_service() -> None:
 def test_the_streams_are_what_they_are_said_to_be() -> None:
     assert value(STREAM, MIDR_EL1) == R0
     assert value_at(STREAM, MIDR_EL1, 1) > value_at(STREAM, MIDR_EL1, 0)
+
+
+@pytest.mark.parametrize("error", [MalformedStreamError("cut", offset=7), RuntimeError("wrong")], ids=["stream", "own"])
+async def test_no_trouble_with_new_settings_ends_a_migration(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reload() -> None:
+        raise error
+
+    async with service() as it:
+        monkeypatch.setattr(it.relay, "_reload", reload)
+        pair = await it.connect()
+        signal.raise_signal(signal.SIGHUP)
+        while not any("SIGHUP" in line for line in it.said):
+            await trio.sleep(0.001)
+        assert await finish(*pair) == EXPECTED
+        await settled(it, 1)
+    assert any(line.endswith("nothing has changed") for line in it.said)
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
