@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from click.core import ParameterSource
 
+from formats.errors import FormatError
 from proxy.cli.options.configured import Configured
 from proxy.cli.options.judging import JudgeOptions, judge_options
 from proxy.cli.options.limits import limit_options
@@ -17,7 +18,7 @@ from proxy.cli.options.logs import log_options
 from proxy.cli.options.redirecting import mark_option, ports_option
 from proxy.cli.options.tls import TlsOptions, tls_options
 from proxy.cli.reporting import ReportFile, report_file
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, ProxyError, exit_code_of
 from proxy.live.descriptors import take_all
 from proxy.live.session_config import DEFAULT_VMDESC_WAIT, Limits, SessionConfig
 from proxy.log import LOG
@@ -325,4 +326,9 @@ def _destinations(hosts: Path | None, default: Path | None, policy: "Policy") ->
 def _read_source(name: str) -> "Sequence[Registers]":
     from proxy.captures.stream_or_profile import read_source
 
-    return read_source(name)
+    try:
+        return read_source(name)
+    except FormatError as error:
+        problem = ProxyError(f"--source {name}: {error}")
+        problem.exit_code = exit_code_of(error)
+        raise problem from error

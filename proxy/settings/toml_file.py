@@ -64,18 +64,27 @@ def load_toml(path: Path, kind: type[T]) -> Settings[T]:
     Raises:
         ConfigError: The file cannot be read, is no TOML, or does not fit `kind`.
     """
-    text = ""
-    found: dict[str, Any] = {}
+    found, text = read_toml(path)
+    _check_version(path, text, found, kind)
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8")
-        found = tomllib.loads(text)
-        _check_version(path, text, found, kind)
-        return Settings(path, text, msgspec.convert(found, kind), origin_of(path, content))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        return Settings(path, text, msgspec.convert(found, kind), origin_of(path, text.encode()))
     except msgspec.ValidationError as error:
         raise ConfigError(_explained(path, text, found, kind, str(error))) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what stands in a TOML file, and its text, which is its bytes in UTF-8.
+
+    Raises:
+        ConfigError: The file cannot be read, or is no TOML.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         # tomllib's errors are ValueErrors, and name line and column themselves.
         raise ConfigError(f"{path}: {error}") from error

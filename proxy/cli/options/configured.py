@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from proxy.cli.options.given_once import OnceEach
 from proxy.errors import ConfigError
-from proxy.settings.toml_file import where_in
+from proxy.settings.toml_file import read_toml, where_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -91,7 +91,7 @@ class Configured(OnceEach):
     def _read(self, ctx: click.Context, _option: click.Parameter, path: Path | None) -> None:
         if path is None:
             return
-        found, text = _load(path)
+        found, text = read_toml(path)
         known = self.options_in_files()
         others = self._options_of_others()
         defaults: dict[str, object] = {}
@@ -108,18 +108,6 @@ class Configured(OnceEach):
             places[option.name] = where
         ctx.default_map = defaults
         ctx.meta[_PLACES] = places
-
-
-def _load(path: Path) -> tuple[dict[str, object], str]:
-    import tomllib
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text), text
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _option_name(option: click.Option) -> str:

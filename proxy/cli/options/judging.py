@@ -154,14 +154,14 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         device_state_limit: int,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
+        hosts = kwargs.get("hosts")
+        if hosts is not None and (kvm or host or midr):
+            raise click.UsageError("--hosts has the destinations' profiles; --host, --midr and --kvm are for one")
         if kvm and (host or midr):
             raise click.UsageError("--kvm asks this host; --host and --midr speak of another")
         if vcpu_features is not None and not kvm:
             raise click.UsageError("--vcpu-features says how to ask this host's KVM: give --kvm, too")
         judge = _asking(policy, vcpu_features) if kvm else Judge(policy, _destination(host, midr))
-        hosts = kwargs.get("hosts")
-        if hosts is not None and (kvm or host or midr):
-            raise click.UsageError("--hosts has the destinations' profiles; --host, --midr and --kvm are for one")
         if judge.host is None and hosts is None and judge.policy.mode is not Mode.OBSERVE:
             raise click.UsageError(
                 "say what the destination is: --host PROFILE, --midr ID, or --kvm for this host; or only watch: "

@@ -54,6 +54,16 @@ if TYPE_CHECKING:
         (["transparent", "rules", "--listen", "unix:/x"], "only TCP"),
         (["transparent", "rules", "--listen", "tcp::4444"], "use --tproxy"),
         (["transparent", "rules", "--listen", "tcp:0.0.0.0:4444", "--peers", "rack7"], "network 'rack7'"),
+        (
+            ["run", "--listen", "tcp::0", "--connect", "tcp:h:1", "--hosts", ".", "--kvm"],
+            "--hosts has the destinations'",
+        ),
+        (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", "--hosts", "."], "there is no profile"),
+        (["run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--default-host", "R3"], "belongs to --hosts"),
+        (
+            ["run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--metrics", "unix:/x"],
+            "write tcp:HOST:PORT",
+        ),
         (["walk"], "walk"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -126,6 +136,13 @@ def test_a_malformed_stream_is_3(run: Callable[..., Result], tmp_path: Path, wha
         assert result.code == 3
         assert says in result.error()
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_a_source_that_is_a_broken_stream_is_named(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(short(SMP2)[:3000])
+    result = run("run", "--listen", "tcp::0", "--connect", "tcp:h:1", *ALLOWED, "--source", tmp_path / "cut")
+    assert result.code == 3
+    assert f"--source {tmp_path / 'cut'}: offset 0xbb8" in result.error()
 
 
 def test_a_feature_that_is_not_supported_is_4(run: Callable[..., Result], tmp_path: Path) -> None:
