@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         UnsupportedFeatureError,
     )
     from formats.frame.event import NEED_DATA, Event
-    from formats.reading import Section, Vcpu, read_events, read_sections, read_vcpus
+    from formats.reading import Section, Skipped, Vcpu, read_events, read_sections, read_vcpus
     from formats.stream.events import (
         Command,
         Configuration,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PostcopyData,
         SectionBegin,
         SectionFooter,
+        TrailingBytes,
     )
     from formats.stream.parser import StreamParser
     from formats.vmstate.device_state import DeviceState
@@ -56,7 +57,9 @@ __all__ = [
     "Section",
     "SectionBegin",
     "SectionFooter",
+    "Skipped",
     "StreamParser",
+    "TrailingBytes",
     "TruncatedStreamError",
     "UnknownCpuVersionError",
     "UnlocatableSectionError",
@@ -70,7 +73,7 @@ __all__ = [
 _ROOMS = {
     "formats.errors": {name for name in __all__ if name.endswith("Error")},
     "formats.frame.event": {"NEED_DATA", "Event"},
-    "formats.reading": {"Section", "Vcpu", "read_events", "read_sections", "read_vcpus"},
+    "formats.reading": {"Section", "Skipped", "Vcpu", "read_events", "read_sections", "read_vcpus"},
     "formats.stream.parser": {"StreamParser"},
     "formats.vmstate.device_state": {"DeviceState"},
     "formats.vmstate.fields": {"DecodedField"},

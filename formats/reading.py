@@ -7,6 +7,7 @@ is opened or waited for here. A stretch of memory is never held; the device stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from formats.arm.sysreg import describe
 from formats.frame.event import NEED_DATA, Raw
@@ -16,6 +17,18 @@ from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, decode_section
 from formats.vmstate.vcpus import open_vcpus
+
+
+class Skipped(NamedTuple):
+    """Bytes that were stepped over.
+
+    Attributes:
+        length: How many; 0 where the next ones have to be read.
+        zeroes: Whether they are known to be zero.
+    """
+
+    length: int
+    zeroes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +71,17 @@ def read_events(
     chunks: Iterable[Raw],
     *,
     device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
-    skip: Callable[[int], int] | None = None,
+    skip: Callable[[int], Skipped] | None = None,
+    take_trailing: bool = False,
 ) -> Iterator[AnyEvent]:
     """Yield the events of a stream. Every byte is in the `raw` of just one, in order; it is good until the next event.
 
     Args:
         chunks: The stream's bytes.
         device_state_limit: Bytes of device state held at most.
-        skip: Steps over at most so many bytes of the input, and returns how many; the next chunk is what follows them.
-            For mapped-ram files that can be sought in. None reads their pages, too.
+        skip: Steps over at most so many bytes of the input, and tells how many; the next chunk is what follows them.
+            For files that can be sought in. None reads mapped pages, and all that follows the end, too.
+        take_trailing: Whether more may follow the end of the stream, as in a file that is longer than it.
 
     Raises:
         MalformedStreamError: The bytes are no migration stream, or end before its end. Behind a postcopy package, where
@@ -75,13 +90,13 @@ def read_events(
 
     Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
     """
-    parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=True)
+    parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=True, take_trailing=take_trailing)
     for chunk in chain((chunk for chunk in chunks if len(chunk)), (b"",)):
         parser.feed(chunk)
         while (event := parser.next_event()) is not NEED_DATA:
             yield event
-        if skip is not None and (skipped := skip(parser.skippable)):
-            yield parser.skip(skipped)
+        if skip is not None and (skipped := skip(parser.skippable)).length:
+            yield parser.skip(skipped.length, zeroes=skipped.zeroes)
 
 
 def read_sections(chunks: Iterable[Raw], *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> Iterator[Section]:

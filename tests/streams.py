@@ -25,6 +25,7 @@ from formats.stream.events import (
     PostcopyData,
     SectionBegin,
     SectionFooter,
+    TrailingBytes,
 )
 from formats.stream.parser import StreamParser
 from formats.vmstate.device_state import DeviceState
@@ -457,7 +458,7 @@ def details_of(event: AnyEvent) -> tuple[object, ...]:
             return (event.section_id,)
         case DeviceState():
             return (event.sections, event.vmdesc, event.early, event.packaged)
-        case MappedPages():
+        case MappedPages() | TrailingBytes():
             return (event.length,)
         case IterableData() | LateVmdesc() | PostcopyData():
             return ()
@@ -472,8 +473,16 @@ class Reading:
         seen: The events as copied when they came, the pieces of a body joined.
     """
 
-    def __init__(self, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, *, take_mapped_ram: bool = False) -> None:
-        self.parser = StreamParser(device_state_limit=device_state_limit, take_mapped_ram=take_mapped_ram)
+    def __init__(
+        self,
+        device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
+        *,
+        take_mapped_ram: bool = False,
+        take_trailing: bool = False,
+    ) -> None:
+        self.parser = StreamParser(
+            device_state_limit=device_state_limit, take_mapped_ram=take_mapped_ram, take_trailing=take_trailing
+        )
         self.events: list[AnyEvent] = []
         self.seen: list[Seen] = []
 

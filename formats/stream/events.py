@@ -1,6 +1,6 @@
 """What the parser tells of a stream. Every byte of the stream is in the `raw` of just one event, in order.
 
-(Bytes that the caller chose not to feed are in none: `MappedPages` has their number.)
+(Bytes that the caller chose not to feed are in none: `MappedPages` and `TrailingBytes` have their number.)
 
 So output equals input where every event's `raw` is passed on; that is how byte identity is kept. `raw` may be a view of
 the caller's own buffer: it is good until the next `feed`.
@@ -89,6 +89,19 @@ class PostcopyData(Event):
     """A stretch of what follows the package: memory, and no device's state any more. It is not looked at."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrailingBytes(Event):
+    """A stretch of what follows the end of the stream in its file; it belongs to no guest.
+
+    Attributes:
+        length: Its length in bytes; where it was stepped over, not fed, `raw` is empty.
+        zeroes: Whether it was stepped over and is known to be zero, as a hole is.
+    """
+
+    length: int
+    zeroes: bool = False
+
+
 AnyEvent = (
     FileHeader
     | Configuration
@@ -100,4 +113,5 @@ AnyEvent = (
     | DeviceState
     | LateVmdesc
     | PostcopyData
+    | TrailingBytes
 )

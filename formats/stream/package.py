@@ -15,7 +15,8 @@ from formats.errors import MalformedStreamError, UnlocatableSectionError
 from formats.frame.records import COMMAND, CommandType, RecordType
 from formats.stream.events import AnyEvent, Command
 from formats.vmstate.device_state import DeviceState
-from formats.vmstate.locators import FOOTER_SIZE, DeviceSection, locate_by_footers
+from formats.vmstate.footers import locate_by_footers
+from formats.vmstate.locators import FOOTER_SIZE, DeviceSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

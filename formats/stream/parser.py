@@ -6,22 +6,18 @@ In postcopy they come as a package, and what follows it is memory, which is not 
 Source: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`), `migration/ram.c`.
 """
 
-from formats.errors import (
-    FormatError,
-    MalformedStreamError,
-)
+from typing import Final
+
+from formats.errors import FormatError, MalformedStreamError
 from formats.frame.event import NEED_DATA, NeedData, Raw
-from formats.frame.records import (
-    FILE_VERSION,
-    CommandType,
-    RecordType,
-)
+from formats.frame.records import FILE_VERSION, CommandType, RecordType
 from formats.iterable.ram import RamReader
 from formats.iterable.sections import IterableSections
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream.broken import too_long, truncated, unexpected, unsupported
+from formats.stream.broken import too_long, truncated, unexpected
 from formats.stream.commands import read_command
 from formats.stream.configuration import read_configuration, true_page_bits
+from formats.stream.ending import Ending
 from formats.stream.events import (
     AnyEvent,
     Command,
@@ -29,16 +25,18 @@ from formats.stream.events import (
     IterableData,
     MappedPages,
     PostcopyData,
+    TrailingBytes,
 )
 from formats.stream.file_header import read_file_header
 from formats.stream.grammar import State, accepted
 from formats.stream.intake import Intake
 from formats.stream.package import SECTION as PACKAGE
 from formats.stream.postcopy import Postcopy
-from formats.stream.refusals import COLO, COLO_CHECKPOINT
 from formats.stream.section_reader import SectionReader
 from formats.stream.state_reader import LABEL as DEVICE_STATE
 from formats.stream.state_reader import DeviceStateReader
+
+_HELD: Final = {State.DEVICE_STATE: DEVICE_STATE, State.PACKAGE: PACKAGE}
 
 
 class StreamParser:
@@ -47,31 +45,36 @@ class StreamParser:
     Attributes:
         machine: The machine type, once the configuration was read; None before, or when the stream has none.
         return_path: Whether the source opened a return path.
+        state: What is expected next.
     """
 
-    def __init__(self, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, take_mapped_ram: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
+        take_mapped_ram: bool = False,
+        take_trailing: bool = False,
+    ) -> None:
         """Make a parser.
 
         Args:
             device_state_limit: Bytes of device state held at most.
             take_mapped_ram: Whether the stream is in a file, where mapped-ram has its place.
+            take_trailing: Whether more may follow the end, as in a file; where that is, is told when no more is held.
         """
         self._take_mapped_ram = take_mapped_ram
         self.machine: str | None = None
         self.return_path = False
-        self._state = State.FILE_HEADER
+        self.state = State.FILE_HEADER
         self._error: FormatError | None = None
         self._abandoned = False
         self._in = Intake()
         self._iterables = IterableSections()
         self._sections = SectionReader(self._in, self._iterables)
-        self._states = DeviceStateReader(self._in, device_state_limit)
+        self._take_trailing = take_trailing
+        self._states = DeviceStateReader(self._in, device_state_limit, take_trailing=take_trailing)
+        self._ending = Ending(self._in, take_trailing=take_trailing)
         self._postcopy = Postcopy(self._in, device_state_limit)
-
-    @property
-    def state(self) -> State:
-        """What is expected next."""
-        return self._state
 
     @property
     def offset(self) -> int:
@@ -81,7 +84,7 @@ class StreamParser:
     @property
     def complete(self) -> bool:
         """Whether the stream may end here."""
-        return self._state in (State.DONE, State.AFTER_EOF, State.POSTCOPY)
+        return self.state in (State.DONE, State.AFTER_EOF, State.POSTCOPY)
 
     @property
     def postcopy_advised(self) -> bool:
@@ -96,12 +99,12 @@ class StreamParser:
     @property
     def postcopy(self) -> bool:
         """Whether the package with the device state is behind; the destination then runs the guest."""
-        return self._state is State.POSTCOPY and not self._postcopy.unpacked
+        return self.state is State.POSTCOPY and not self._postcopy.unpacked
 
     @property
     def holds(self) -> bool:
         """Whether what comes is held until all of it is there: device state, or a postcopy package."""
-        return self._state in (State.DEVICE_STATE, State.PACKAGE)
+        return self.state in (State.DEVICE_STATE, State.PACKAGE)
 
     @property
     def ram(self) -> RamReader | None:
@@ -115,7 +118,7 @@ class StreamParser:
         Sources with `suppress-vmdesc` send none, and then wait for the destination. Who has a clock calls
         `vmdesc_overdue` when nothing came for a while.
         """
-        return self._state is State.DEVICE_STATE and self._states.ends_like_the_end
+        return self.state is State.DEVICE_STATE and self._states.ends_like_the_end
 
     @property
     def amid_small_records(self) -> bool:
@@ -123,7 +126,7 @@ class StreamParser:
 
         So it is among zero pages; those that end among full pages end within one.
         """
-        return self._state is State.ITERABLE_BODY and self._iterables.amid_small_records
+        return self.state is State.ITERABLE_BODY and self._iterables.amid_small_records
 
     def feed(self, data: Raw) -> None:
         """Take the next bytes of the stream; `b""` says that the source ended it. Take all events before the next."""
@@ -131,12 +134,24 @@ class StreamParser:
 
     @property
     def skippable(self) -> int:
-        """How many of the next bytes, once `NEED_DATA` was returned, are mapped pages that need not be fed."""
-        return 0 if self._state is not State.ITERABLE_BODY or len(self._in.data) else self._iterables.skippable
+        """How many of the next bytes, once `NEED_DATA` was returned, need not be fed.
 
-    def skip(self, length: int) -> MappedPages:
-        """Step over the next `length` bytes, at most `skippable`: what is fed next comes after them."""
+        They are mapped pages or, where there are more of them than any file has, what follows the end of the stream.
+        """
+        if self.state is State.DONE:
+            return self._ending.skippable
+        return 0 if self.state is not State.ITERABLE_BODY or len(self._in.data) else self._iterables.skippable
+
+    def skip(self, length: int, *, zeroes: bool = False) -> MappedPages | TrailingBytes:
+        """Step over the next `length` bytes, at most `skippable`: what is fed next comes after them.
+
+        Args:
+            length: How many.
+            zeroes: Whether they are known to be zero; said of what follows the end of the stream.
+        """
         assert 0 < length <= self.skippable
+        if self.state is State.DONE:
+            return self._ending.skip(length, zeroes=zeroes)
         self._iterables.skip(length)
         offset = self._in.offset
         self._in.offset += length
@@ -175,7 +190,7 @@ class StreamParser:
         try:
             event = self._next_event()
         except FormatError as error:
-            self._error, self._state = error, State.ERROR
+            self._error, self.state = error, State.ERROR
             raise
         if event is NEED_DATA:
             self._in.keep()
@@ -184,7 +199,7 @@ class StreamParser:
     def recover(self) -> None:
         """Say that this is no stream from its start, but what a paused postcopy migration goes on with."""
         self.return_path = self._postcopy.advised = self._postcopy.switching = True
-        self._state = State.POSTCOPY
+        self.state = State.POSTCOPY
 
     def abandon_package(self) -> None:
         """Go on after the package, whatever was wrong with it, to see where the source has sent all it wants to.
@@ -195,7 +210,7 @@ class StreamParser:
         self._abandoned = True
         self._postcopy.abandon_package()
         self._in.keep()
-        self._state = State.RECORD
+        self.state = State.RECORD
 
     def unread(self) -> bytes:
         """Give up: return the bytes that were fed and are in no event."""
@@ -210,7 +225,7 @@ class StreamParser:
             return self._postcopy.unpacked.popleft()
         if self._abandoned and (skipped := self._postcopy.skipped()) is not None:
             return skipped
-        match self._state:
+        match self.state:
             case State.FILE_HEADER:
                 event = self._file_header()
             case State.ITERABLE_BODY:
@@ -222,7 +237,7 @@ class StreamParser:
             case State.POSTCOPY:
                 event = PostcopyData(*self._in.take(len(self._in.data))) if len(self._in.data) else NEED_DATA
             case State.DONE:
-                event = self._nothing_more()
+                event = self._ending.next_event()
             case _:
                 event = self._record()
         if event is NEED_DATA and self._in.ended and not (self.complete and not len(self._in.data)):
@@ -233,16 +248,16 @@ class StreamParser:
         size = read_file_header(self._in.data, ended=self._in.ended)
         if size is None:
             return NEED_DATA
-        self._state = State.FIRST_RECORD
+        self.state = State.FIRST_RECORD
         return FileHeader(*self._in.take(size), version=FILE_VERSION)
 
     def _record(self) -> AnyEvent | NeedData:
         if not len(self._in.data):
             return NEED_DATA
-        record_type = accepted(self._in.data[0], self._state)
+        record_type = accepted(self._in.data[0], self.state)
         match record_type:
             case None:
-                raise unexpected(self._in.data[0], self._state, self._in.offset, self._section_label())
+                raise unexpected(self._in.data[0], self.state, self._in.offset, self._section_label())
             case RecordType.CONFIGURATION:
                 return self._configuration()
             case RecordType.COMMAND:
@@ -254,17 +269,17 @@ class StreamParser:
             case RecordType.VMDESCRIPTION:
                 return self._then(self._states.late_vmdesc(), State.DONE)
             case RecordType.EOF if self._abandoned:
-                self._state = State.DONE
+                self.state = State.DONE
                 return PostcopyData(*self._in.take(1))
             case _:
-                self._state = State.DEVICE_STATE
+                self.state = State.DEVICE_STATE
                 return self._device_state()
 
     def _then(self, event: AnyEvent | None, state: State) -> AnyEvent | NeedData:
         """Go over to a state with an event that was all there."""
         if event is None:
             return NEED_DATA
-        self._state = state
+        self.state = state
         return event
 
     def _configuration(self) -> AnyEvent | NeedData:
@@ -274,7 +289,7 @@ class StreamParser:
         self.machine = found.machine
         self._iterables.page_bits = true_page_bits(found)
         self._iterables.capabilities = found.capabilities
-        self._state = State.RECORD
+        self.state = State.RECORD
         self._in.take(len(found.raw))
         return found
 
@@ -294,9 +309,9 @@ class StreamParser:
                 self._postcopy.begin(command, payload)
         if command is CommandType.PACKAGED:
             # It is an event when the package has come, and can be passed on with it.
-            self._state = State.PACKAGE
+            self.state = State.PACKAGE
             return self._then(self._postcopy.open_package(self._states.early), State.POSTCOPY)
-        self._state = State.RECORD
+        self.state = State.RECORD
         return Command(*self._in.take(size), command=command, payload=payload)
 
     # --- iterable sections
@@ -306,7 +321,7 @@ class StreamParser:
             return NEED_DATA
         length, ended = self._iterables.read(self._in.data, self._in.offset)
         if ended:
-            self._state = State.ITERABLE_FOOTER
+            self.state = State.ITERABLE_FOOTER
             if not length:
                 return self._record()
         return IterableData(*self._in.take(length))
@@ -317,32 +332,17 @@ class StreamParser:
         state = self._states.read(iterables_to_come=self._iterables.to_come)
         if state is None:
             return NEED_DATA
-        if state.early:
-            self._state = State.RECORD
-        else:
-            self._state = State.AFTER_EOF if state.vmdesc is None else State.DONE
+        vmdesc_may_follow = state.vmdesc is None and not self._take_trailing
+        self.state = State.RECORD if state.early else State.AFTER_EOF if vmdesc_may_follow else State.DONE
         return state
 
     # --- the end, and errors
 
-    def _nothing_more(self) -> NeedData:
-        if self._in.data[: len(COLO_CHECKPOINT)] == COLO_CHECKPOINT:
-            raise unsupported(*COLO, self._in.offset)
-        if len(self._in.data):
-            raise too_long(self._in.offset)
-        return NEED_DATA
-
     def _ended_early(self) -> MalformedStreamError:
         end = self._in.offset + self._states.held + len(self._in.data)
-        if self._state is State.DEVICE_STATE:
-            extra = self._states.bytes_past_the_end
-            if extra:
-                return too_long(end - extra)
-        return truncated(self._state, end, self._section_label())
+        extra = self._states.bytes_past_the_end if self.state is State.DEVICE_STATE else 0
+        return too_long(end - extra) if extra else truncated(self.state, end, self._section_label())
 
     def _section_label(self) -> str | None:
-        if self._state is State.DEVICE_STATE:
-            return DEVICE_STATE
-        if self._state is State.PACKAGE:
-            return PACKAGE
-        return None if self._iterables.at_hand is None else self._iterables.at_hand.label
+        at_hand = self._iterables.at_hand
+        return _HELD.get(self.state, None if at_hand is None else at_hand.label)

@@ -1,12 +1,13 @@
 """Reading the device state: it is held until its sections can be located, with the vmdesc or without it."""
 
-from formats.errors import DeviceStateTooLargeError, UnlocatableSectionError
+from formats.errors import DeviceStateTooLargeError, FormatError, UnlocatableSectionError
 from formats.frame.records import VMDESCRIPTION_HEADER, read
 from formats.stream.events import LateVmdesc
 from formats.stream.intake import Intake
 from formats.vmstate.device_state import DeviceState
-from formats.vmstate.hold import DeviceStateHold
-from formats.vmstate.locators import NO_VMDESC, DeviceSection, EarlySection, locate_by_vmdesc
+from formats.vmstate.footers import NO_VMDESC
+from formats.vmstate.hold import DeviceStateHold, WholeState
+from formats.vmstate.locators import DeviceSection, EarlySection, locate_by_vmdesc
 from formats.vmstate.vmdesc import Vmdesc, parse_vmdesc
 
 LABEL = "device state"
@@ -20,10 +21,17 @@ class DeviceStateReader:
         early: The sections that came before the iterable ones.
     """
 
-    def __init__(self, intake: Intake, limit: int) -> None:
-        """Make it for one stream; `limit` is how many bytes may be held."""
+    def __init__(self, intake: Intake, limit: int, *, take_trailing: bool = False) -> None:
+        """Make it for one stream.
+
+        Args:
+            intake: What the stream brings.
+            limit: How many bytes may be held.
+            take_trailing: Whether what is at hand after the end is left there, and is no error.
+        """
         self.early: list[EarlySection] = []
         self._in = intake
+        self._take_trailing = take_trailing
         self._hold = DeviceStateHold(limit)
         self._overdue = False
         self._waived = False
@@ -72,6 +80,8 @@ class DeviceStateReader:
             located = self._take_in(iterables_to_come=iterables_to_come)
             if located is not None:
                 return located
+        if self._take_trailing and (self._in.ended or self._hold.full):
+            return self._read_before_an_end()
         if self.ends_like_the_end and (self._overdue or self._waived or self._in.ended):
             return self._read_without_vmdesc()
         return None
@@ -79,16 +89,17 @@ class DeviceStateReader:
     def _take_in(self, *, iterables_to_come: bool) -> DeviceState | None:
         """Hold what is at hand; return the state if that lets it be located."""
         intake, hold = self._in, self._hold
-        # RAM may follow early sections in the same chunk, and does not count against what may be held.
-        room = hold.limit - len(hold) if iterables_to_come else len(intake.data)
+        # RAM after early sections, and what follows the stream, does not count against what may be held.
+        room = hold.limit - len(hold) if iterables_to_come or self._take_trailing else len(intake.data)
         hold.add(intake.data[:room], intake.offset)
         intake.data = intake.data[room:]
         early = hold.locate_early(intake.offset) if iterables_to_come else None
         if early is not None:
             return self._early(early)
-        hold.add(intake.data, intake.offset)
-        intake.data = memoryview(b"")
-        if not hold.find_vmdesc():
+        if not self._take_trailing:
+            hold.add(intake.data, intake.offset)
+            intake.data = memoryview(b"")
+        if not hold.find_vmdesc() or self._take_trailing:
             return None
         return self._released(*hold.locate_by_vmdesc(self.early, intake.offset))
 
@@ -98,6 +109,43 @@ class DeviceStateReader:
         state = self._released(sections, None, early=True)
         self.early += [EarlySection(section, state.held, state.offset) for section in sections]
         return state
+
+    def _read_before_an_end(self) -> DeviceState | None:
+        """Locate the sections where what is held, all or as much as may be, goes on after the end of the stream.
+
+        Whatever a guest has in its devices or memory may look like another end, before the true one or, from an older
+        state of it in the same volume, after that. So all that is held is looked at, and two ends are one too many.
+        """
+        hold, offset = self._hold, self._in.offset
+        problem: FormatError | None = None
+        whole: list[WholeState] = []
+        try:
+            whole = hold.whole_states(self.early, offset)
+        except FormatError as error:
+            problem = error
+        if len(whole) > 1:
+            raise UnlocatableSectionError(
+                f"the stream may end at {offset + whole[0].end:#x} or at {offset + whole[1].end:#x}, and what follows "
+                "is an older state, or the guest's forgery",
+                offset=offset,
+                section=LABEL,
+                advice=f"if you know which it is, give a copy of so many bytes of it: head -c {offset + whole[0].end}",
+            )
+        if whole:
+            return self._before_the_rest(whole[0].end, whole[0].sections, whole[0].vmdesc)
+        sections = None if problem is not None else hold.locate_before_an_end(self.early, offset)
+        if sections is not None:
+            return self._before_the_rest(sections[-1].end + 1, sections, None)
+        if problem is not None:
+            raise problem
+        if len(self._in.data):
+            raise hold.too_large(offset)
+        return None
+
+    def _before_the_rest(self, end: int, sections: list[DeviceSection], vmdesc: Vmdesc | None) -> DeviceState:
+        """Release what is held before an end, and leave the rest for what comes after it."""
+        self._in.data = memoryview(self._hold.cut(end) + bytes(self._in.data))
+        return self._released(sections, vmdesc)
 
     def _read_without_vmdesc(self) -> DeviceState | None:
         sections = self._located_by_footers()

@@ -9,7 +9,9 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
-from proxy.captures.positioned_io import read_into, write_at
+from proxy.captures.offline import step_over, step_over_hole
+from proxy.captures.positioned_io import read_at, read_into, write_at
+from proxy.captures.sparse_copy import copy_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _STEP: Final = 4 << 20
 """Bytes; what is mapped of them counts as the process's memory, and two steps' may be for a moment."""
+
+_LOOKED_AT: Final = 1 << 20
 
 _POPULATE_READ: Final = 22
 """MADV_POPULATE_READ, which tells of an error where a mere look at the page would be a SIGBUS. Source: madvise(2)."""
@@ -49,12 +53,20 @@ def rewrite_copy(stream: "StreamFile", target: int, rewriter: "Rewriter", progre
             pieces = [bytes(piece) for piece in pieces]
         for piece in pieces:
             if not _is_view(piece, data):
-                write_at(target, place, piece)
+                _write_what_differs(target, place, piece)
             place += len(piece)
             rewriter.report.bytes_out += len(piece)
         progress(len(data))
         if not data:
             break
+        if (skipped := step_over(stream, rewriter.skippable)).length:
+            # What follows the stream keeps its place, and its holes.
+            rewriter.skip(skipped.length, zeroes=skipped.zeroes)
+            rewriter.report.bytes_out += skipped.length
+            copy_sparse(stream.fileno(), target, start=place)
+            place += skipped.length
+            stream.seek(place)
+            shift = 0
     if shift:
         os.ftruncate(target, place)
 
@@ -78,6 +90,9 @@ class _Copy:
         here = self._stream.position
         # File systems share whole blocks only, at the same places within their blocks.
         most = _STEP - here % _STEP
+        if self._by_kernel and (hole := step_over_hole(self._stream, most)):
+            os.ftruncate(self._target, here + shift + hole)
+            return self._view(here + shift, hole)
         if self._by_kernel:
             try:
                 copied = os.copy_file_range(self._stream.fileno(), self._target, most, offset_dst=here + shift)
@@ -111,6 +126,15 @@ class _Copy:
         if self._buffer is None:
             self._buffer = memoryview(bytearray(_STEP))
         return self._buffer
+
+
+def _write_what_differs(target: int, place: int, piece: "Raw") -> None:
+    """Write a piece to a place; holes stay holes where it has zeroes."""
+    view = memoryview(piece)
+    for start in range(0, len(view), _LOOKED_AT):
+        part = view[start : start + _LOOKED_AT]
+        if read_at(target, place + start, len(part)) != part:
+            write_at(target, place + start, part)
 
 
 def _is_view(piece: "Raw", whole: memoryview) -> bool:

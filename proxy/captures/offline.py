@@ -1,5 +1,6 @@
 """Captured streams: rewriting them, and reading their vCPUs and sections; constant memory whatever their size."""
 
+import errno
 import os
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final, Protocol
@@ -7,7 +8,10 @@ from typing import IO, TYPE_CHECKING, Final, Protocol
 from formats import reading
 from formats.files.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream.events import AnyEvent, Configuration
+from formats.reading import Skipped
+from formats.stream.ending import ANY_LENGTH
+from formats.stream.events import AnyEvent, Configuration, TrailingBytes
+from formats.stream.trailing import Trailing
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
 
@@ -55,26 +59,43 @@ def rewrite(source: "Source", sink: IO[bytes] | None, rewriter: "Rewriter", prog
                 sink.write(piece)
             rewriter.report.bytes_out += len(piece)
         progress(len(chunk))
-        if sink is None and (skipped := _step_over(source, rewriter.skippable)):
-            rewriter.skip(skipped)
-            rewriter.report.bytes_out += skipped
+        if sink is None and (skipped := step_over(source, rewriter.skippable)).length:
+            rewriter.skip(skipped.length, zeroes=skipped.zeroes)
+            rewriter.report.bytes_out += skipped.length
 
 
-def read_events(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Iterator[AnyEvent]":
+def read_events(
+    source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, trailing: Trailing | None = None
+) -> "Iterator[AnyEvent]":
     """Yield the events of a whole stream, without reading mapped pages where the source can be sought in.
+
+    Args:
+        source: The stream.
+        device_state_limit: Bytes of device state held at most.
+        trailing: Takes note of what follows the stream. None: nothing may.
 
     Raises:
         FormatError: The stream is broken, or cannot be read on safely.
         OSError: It cannot be read.
     """
-    return reading.read_events(_chunks(source), device_state_limit=device_state_limit, skip=partial(_step_over, source))
+    for event in reading.read_events(
+        _chunks(source),
+        device_state_limit=device_state_limit,
+        skip=partial(step_over, source),
+        take_trailing=trailing is not None,
+    ):
+        if trailing is not None and isinstance(event, TrailingBytes):
+            trailing.add(event)
+        yield event
 
 
-def read_vcpus(source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "list[RegisterList]":
-    """Return the registers of every arm64 vCPU of a whole stream. Raises as `read_events` does."""
+def read_vcpus(
+    source: "Source", *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, trailing: Trailing | None = None
+) -> "list[RegisterList]":
+    """Return the registers of every arm64 vCPU of a whole stream. Takes and raises as `read_events` does."""
     return [
         registers
-        for event in read_events(source, device_state_limit=device_state_limit)
+        for event in read_events(source, device_state_limit=device_state_limit, trailing=trailing)
         if isinstance(event, DeviceState)
         for registers in open_vcpus(event)
     ]
@@ -99,10 +120,42 @@ def _chunks(source: "Source") -> "Iterator[memoryview]":
             return
 
 
-def _step_over(source: "Source", length: int) -> int:
-    """Step over so many bytes, not past the end of the file; return how many, 0 where they have to be read."""
+def step_over(source: "Source", length: int) -> Skipped:
+    """Step over at most so many bytes, not past the end of the file; none where they have to be read."""
     if not length or not source.seekable():
-        return 0
+        return Skipped(0)
     here = source.seek(0, os.SEEK_CUR)
     there = min(here + length, source.seek(0, os.SEEK_END))
-    return source.seek(there) - here
+    zeroes = length == ANY_LENGTH and _is_hole(source, here, there)
+    return Skipped(source.seek(there) - here, zeroes)
+
+
+def step_over_hole(source: "Source", length: int) -> int:
+    """Step over at most so many bytes of a hole in a file; return how many, 0 where there is none, or the file ends."""
+    here = source.seek(0, os.SEEK_CUR)
+    there = min(here + length, source.seek(0, os.SEEK_END))
+    hole = there - here if there > here and _is_hole(source, here, there) else 0
+    source.seek(here + hole)
+    return hole
+
+
+def count_the_rest(source: "Source", trailing: Trailing) -> None:
+    """Take note of what follows a stream, from where the source was read to; it is not read where it can be sought in.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    skipped = step_over(source, ANY_LENGTH)
+    trailing.add(TrailingBytes(0, b"", length=skipped.length, zeroes=skipped.zeroes))
+    for chunk in _chunks(source):
+        trailing.add(TrailingBytes(0, chunk, length=len(chunk)))
+
+
+def _is_hole(source: "Source", start: int, end: int) -> bool:
+    """Tell whether a stretch of a file is a hole, as far as its file system can tell."""
+    try:
+        return source.seek(start, os.SEEK_DATA) >= end
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    except ValueError:
+        return False  # no file, and knows no holes

@@ -1,6 +1,18 @@
-"""Reading and writing whole pieces at given offsets of a file (pread, pwrite)."""
+"""Reading and writing whole pieces at given offsets of a file or a block device (pread, pwrite)."""
 
 import os
+import stat
+
+
+def size_of(file: int) -> int:
+    """Return how many bytes a file, or a block device, has; its position stays where it is."""
+    found = os.fstat(file)
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    here = os.lseek(file, 0, os.SEEK_CUR)
+    size = os.lseek(file, 0, os.SEEK_END)
+    os.lseek(file, here, os.SEEK_SET)
+    return size
 
 
 def read_at(file: int, position: int, length: int) -> bytes:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError
 from proxy.captures.complete_file import complete_file
-from proxy.captures.in_place import Patch, check_unchanged, finish, noted, patch_of
+from proxy.captures.in_place import Patch, check_unchanged, patch_of
 from proxy.captures.kernel_copy import rewrite_copy
 from proxy.captures.offline import has_mapped_ram, rewrite
 from proxy.captures.packing import NOT_PACKED, Envelope, packing_file, packing_of
-from proxy.captures.positioned_io import write_at
+from proxy.captures.positioned_io import size_of, write_at
 from proxy.captures.sparse_copy import copy_sparse
-from proxy.captures.stream_files import StreamFile, file_and_offset, note_of
+from proxy.captures.stream_files import StreamFile
+from proxy.captures.unfinished import finish, note_of, noted
 from proxy.errors import ConfigError, ProxyError
 from proxy.stdio import STDIO
 
@@ -101,9 +102,9 @@ def rewrite_in_place(stream: StreamFile, rewriter: "Rewriter", progress: "Callab
         ConfigError: The file does not hold the stream as it is.
         ProxyError: Someone else is at it, or it cannot be written.
     """
-    if stream.start is None:
+    if stream.places is None:
         raise ConfigError(f"{stream.name}: it is packed, or no file, and cannot be changed in place; give OUT")
-    path, _ = file_and_offset(stream.name)
+    path = stream.path
     file = stream.fileno()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,11 +123,14 @@ def rewrite_in_place(stream: StreamFile, rewriter: "Rewriter", progress: "Callab
 
 
 def _judged(stream: StreamFile, rewriter: "Rewriter", progress: "Callable[[int], None]") -> Patch:
-    assert stream.start is not None
+    assert stream.places is not None
     rewrite(stream, None, rewriter, progress)
     file = stream.fileno()
+    trailing = rewriter.report.trailing
+    end = rewriter.report.bytes_in - (0 if trailing is None else trailing.length)
+    may_shrink = stat.S_ISREG(os.fstat(file).st_mode)
     try:
-        check_unchanged(file, rewriter.replacements, stream.start)
-        return patch_of(rewriter.replacements, stream.start, os.fstat(file).st_size)
+        check_unchanged(file, rewriter.replacements, stream.places)
+        return patch_of(rewriter.replacements, stream.places, end, size_of(file), may_shrink=may_shrink)
     except ProxyError as error:
         raise ProxyError(f"{stream.name}: {error}") from error

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 from formats.errors import FormatError, MalformedStreamError
 from formats.files import libvirt_save
 from proxy.captures.packing import NOT_PACKED, Envelope, packing_at, unpacker
+from proxy.captures.places import InOneRun
+from proxy.captures.unfinished import note_of
 from proxy.errors import ConfigError, ProxyError, exit_code_of
 from proxy.stdio import STDIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NOTE_SUFFIX: Final = ".unfinished"
+    from proxy.captures.places import Places
+
 _FILE_URI: Final = "file:"
 _OFFSET_OPTION: Final = ",offset="
 _SIZE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([bkmgtpe]?)", re.IGNORECASE)
@@ -40,7 +43,9 @@ class StreamFile(io.RawIOBase):
 
     Attributes:
         name: What it was opened as.
-        start: Where in the file the stream begins, in bytes; None where the file does not hold it as it is.
+        path: The file that holds it.
+        start: Where in the file the stream begins, in bytes; None where the file does not hold it in one run.
+        places: Where in the file its bytes lie; None where it is packed, or in no file.
         envelope: What stood before the stream in a libvirt save file; None for a capture.
     """
 
@@ -51,9 +56,12 @@ class StreamFile(io.RawIOBase):
         below: Any = None,  # noqa: ANN401
         envelope: Envelope | None = None,
         start: int | None = None,
+        path: str = STDIO,
     ) -> None:
         super().__init__()
         self.name = name
+        self.path = path
+        self.places: Places | None = None if start is None else InOneRun(start)
         self.envelope = envelope
         self.start = start
         self._file = file
@@ -74,7 +82,7 @@ class StreamFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         """Tell whether the file holds the stream as it is, so that it can be stepped over parts of it."""
-        return self.start is not None
+        return self.places is not None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to a place in the file; offsets count from the start of the file, not of the stream."""
@@ -128,12 +136,7 @@ def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
     except OSError as error:
         raise ProxyError(f"{name}: {error.strerror}") from error
     with file:
-        yield _opened(name, file, offset)
-
-
-def note_of(path: str) -> str:
-    """Return the name of the note that is kept beside a file while it is changed (`proxy.captures.in_place`)."""
-    return os.path.realpath(path) + _NOTE_SUFFIX
+        yield _opened(name, path, file, offset)
 
 
 def file_and_offset(name: str) -> tuple[str, int]:
@@ -155,7 +158,7 @@ def file_and_offset(name: str) -> tuple[str, int]:
     return path, int(size[1], 0) << 10 * _SIZE_SUFFIXES.index(size[2].lower() or "b")
 
 
-def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
+def _opened(name: str, path: str, file: io.FileIO, offset: int) -> StreamFile:
     if not file.seekable():
         if offset:
             raise ConfigError(f"{name}: what is no file has no offset")
@@ -168,15 +171,15 @@ def _opened(name: str, file: io.FileIO, offset: int) -> StreamFile:
             rest = file.read(header.data_length)
             if len(rest) < header.data_length:
                 raise MalformedStreamError("this libvirt save file ends within its XML", offset=len(start) + len(rest))
-            return _stream_file(name, header.format, file, Envelope(start + rest, header.format))
+            return _stream_file(name, path, header.format, file, Envelope(start + rest, header.format))
         file.seek(offset)
     except OSError as error:
         raise ProxyError(f"{name}: {error.strerror}") from error
     except FormatError as error:
         raise SaveFileError(name, error) from error
-    return _stream_file(name, packing_at(start), file, None)
+    return _stream_file(name, path, packing_at(start), file, None)
 
 
-def _stream_file(name: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:
+def _stream_file(name: str, path: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:
     start = file.tell() if packing in NOT_PACKED else None
-    return StreamFile(name, unpacker(packing, file), file, envelope, start)
+    return StreamFile(name, unpacker(packing, file), file, envelope, start, path)

@@ -14,6 +14,7 @@ from proxy.hosts.host_registers import HostRegisters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from formats.stream.trailing import Trailing
     from proxy.hosts.profile import HostProfile
     from proxy.judging.verdict import Registers
 
@@ -21,12 +22,15 @@ _PROFILE_MARK: Final = b"schema_version"
 _HEAD: Final = 4096
 
 
-def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT) -> "Sequence[Registers]":
+def read_source(
+    name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT, trailing: "Trailing | None" = None
+) -> "Sequence[Registers]":
     """Return the vCPUs of a file that is a stream or a host profile; the latter has one.
 
     Args:
         name: The file; `-`, and what is no regular file, is a stream.
         device_state_limit: Bytes of device state held at most.
+        trailing: Takes note of what follows a stream in its file. None: nothing may.
 
     Raises:
         ConfigError: It is a broken profile, or one that lists no registers.
@@ -39,7 +43,7 @@ def read_source(name: str, *, device_state_limit: int = DEFAULT_DEVICE_STATE_LIM
             raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
         return [HostRegisters(profile)]
     with open_stream(name) as stream:
-        return read_vcpus(stream, device_state_limit=device_state_limit)
+        return read_vcpus(stream, device_state_limit=device_state_limit, trailing=trailing)
 
 
 def read_profile(name: str) -> "HostProfile | None":

@@ -12,6 +12,7 @@ from proxy.captures.stream_or_profile import read_source
 from proxy.cli.lines import COLUMNS, echo
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.judging import JudgeOptions, judge_options
+from proxy.cli.options.strict import say_trailing, strict_option, trailing_unless
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
 from proxy.judging.explain import what_the_guest_sees
@@ -37,8 +38,9 @@ _WORDS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--all", "show_same", is_flag=True, help="List the registers that are the same on both sides, too.")
 @click.option("--summary", is_flag=True, help="Print the answer alone, in one line.")
+@strict_option
 @judge_options
-def command(*, source: str, as_json: bool, show_same: bool, summary: bool, options: JudgeOptions) -> None:
+def command(*, source: str, as_json: bool, show_same: bool, summary: bool, strict: bool, options: JudgeOptions) -> None:
     """Tell whether the guest of SOURCE can go to the destination, and what would be swapped or left out.
 
     Nothing is moved. SOURCE is a captured stream, or a host's profile, which stands for a guest that was just started
@@ -61,11 +63,13 @@ def command(*, source: str, as_json: bool, show_same: bool, summary: bool, optio
         raise click.UsageError("give either --json or --summary")
     if judge.host is None:
         raise click.UsageError("say what the destination is: --host PROFILE, --midr ID, or --kvm for this host")
+    trailing = trailing_unless(strict)
     try:
-        vcpus = read_source(source, device_state_limit=options.device_state_limit)
+        vcpus = read_source(source, device_state_limit=options.device_state_limit, trailing=trailing)
     except FormatError as error:
         click.echo(f"vmstate-proxy: {source}: {error}", err=True)
         raise click.exceptions.Exit(exit_code_of(error)) from None
+    say_trailing(source, trailing)
     answer = check(judge, vcpus)
     if as_json:
         head = {

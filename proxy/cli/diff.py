@@ -22,6 +22,7 @@ from proxy.captures.stream_or_profile import read_profile
 from proxy.cli.lines import echo
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.judging import device_state_limit_option
+from proxy.cli.options.strict import say_trailing, strict_option, trailing_unless
 from proxy.errors import ExitCode, exit_code_of
 from proxy.hosts.host_registers import HostRegisters
 
@@ -37,9 +38,10 @@ _OF_THE_GUEST = (Kind.STATE, Kind.TIMER, Kind.COUNTER)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--all", "everything", is_flag=True, help="Show the guest's own registers and sections, too.")
 @click.option("--exit-code", is_flag=True, help="End with 1 if there are differences.")
+@strict_option
 @device_state_limit_option
 def command(
-    *, first: str, second: str, as_json: bool, everything: bool, exit_code: bool, device_state_limit: int
+    *, first: str, second: str, as_json: bool, everything: bool, exit_code: bool, strict: bool, device_state_limit: int
 ) -> None:
     """Show how two captured streams, or two host profiles, or one of each, differ.
 
@@ -51,7 +53,7 @@ def command(
       vmstate-proxy diff rack3.toml rack7.toml
       vmstate-proxy diff guest.stream moved.stream --all
     """
-    one, other = (_Side.read(name, device_state_limit) for name in (first, second))
+    one, other = (_Side.read(name, device_state_limit, strict=strict) for name in (first, second))
     registers = [
         difference
         for difference in register_differences(one.vcpus, other.vcpus)
@@ -88,15 +90,16 @@ class _Side:
         self.sections = sections
 
     @classmethod
-    def read(cls, name: str, device_state_limit: int) -> "_Side":
+    def read(cls, name: str, device_state_limit: int, *, strict: bool) -> "_Side":
         profile = read_profile(name)
         if profile is not None:
             return cls({0: dict(HostRegisters(profile).items())}, None)
         vcpus: dict[int, dict[int, int | None]] = {}
         sections = {}
+        trailing = trailing_unless(strict)
         with open_stream(name) as stream:
             try:
-                for event in read_events(stream, device_state_limit=device_state_limit):
+                for event in read_events(stream, device_state_limit=device_state_limit, trailing=trailing):
                     if isinstance(event, DeviceState):
                         vcpus |= {registers.vcpu: dict(registers.items()) for registers in open_vcpus(event)}
                         for section in event.sections:
@@ -104,6 +107,7 @@ class _Side:
             except FormatError as error:
                 click.echo(f"vmstate-proxy: {name}: {error}", err=True)
                 raise click.exceptions.Exit(exit_code_of(error)) from None
+        say_trailing(name, trailing)
         return cls(vcpus, sections)
 
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 import click
 
 from formats.errors import FormatError
+from formats.stream.trailing import Trailing
 from proxy.captures.complete_file import complete_file
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
 from proxy.cli.options.files import check_is_free, force_option
 from proxy.cli.options.judging import vcpu_features_option
+from proxy.cli.options.strict import say_trailing
 from proxy.errors import ConfigError, RefusedError, exit_code_of
 from proxy.hosts.kvm import Feature
 from proxy.hosts.learning import join_profiles, learn_profile, with_kernel
@@ -108,9 +110,12 @@ def learn(
 def _learned(source: str) -> HostProfile:
     from proxy.captures.offline import read_vcpus
 
+    trailing = Trailing()
     with open_stream(source) as stream:
         try:
-            return learn_profile(read_vcpus(stream), source)
+            vcpus = read_vcpus(stream, trailing=trailing)
+            say_trailing(source, trailing)
+            return learn_profile(vcpus, source)
         except FormatError as error:
             click.echo(f"vmstate-proxy: {source}: {error}", err=True)
             raise click.exceptions.Exit(exit_code_of(error)) from None

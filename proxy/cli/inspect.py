@@ -21,7 +21,9 @@ from formats.stream.events import (
     MappedPages,
     SectionBegin,
     SectionFooter,
+    TrailingBytes,
 )
+from formats.stream.trailing import Trailing
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import evidence_of, open_vcpus
@@ -30,6 +32,7 @@ from proxy.captures.stream_files import open_stream
 from proxy.cli.lines import echo, first_of
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.judging import device_state_limit_option
+from proxy.cli.options.strict import say_trailing, strict_option
 from proxy.errors import ConfigError, exit_code_of
 from proxy.report.report import counted
 
@@ -48,8 +51,11 @@ _SHOWN = 16
     metavar="NAME",
     help="Decode the device sections of that name, field by field, by the stream's vmdesc; * and ? match.",
 )
+@strict_option
 @device_state_limit_option
-def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | None, device_state_limit: int) -> None:
+def command(
+    *, source: str, as_json: bool, all_registers: bool, wanted: str | None, strict: bool, device_state_limit: int
+) -> None:
     """Show what a captured stream holds: its sections with offsets and lengths, its vCPUs and their registers.
 
     IN may be packed with xz, gzip, bzip2 or zstd, or be a libvirt save file or a mapped-ram file, whose pages are not
@@ -63,11 +69,12 @@ def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | No
       vmstate-proxy inspect guest.stream --section timer
       vmstate-proxy inspect guest.stream --json | jq '.sections[] | select(.name == "cpu")'
     """
-    contents = _Contents(wanted=wanted)
+    contents = _Contents(wanted=wanted, trailing=Trailing())
     problem: FormatError | None = None
     with open_stream(source) as stream:
         try:
-            for event in read_events(stream, device_state_limit=device_state_limit):
+            trailing = None if strict else contents.trailing
+            for event in read_events(stream, device_state_limit=device_state_limit, trailing=trailing):
                 contents.add(event)
         except FormatError as error:
             problem = error
@@ -80,6 +87,8 @@ def command(*, source: str, as_json: bool, all_registers: bool, wanted: str | No
         _show_decoded(contents.decoded)
     elif problem is None or contents.machine or contents.sections:
         _show(contents, all_registers)
+    if not as_json:
+        say_trailing(source, contents.trailing)
     if problem is None and wanted is not None and not contents.decoded:
         raise ConfigError(f"--section: {contents.not_decoded(source, wanted)}")
     if problem is not None:
@@ -103,9 +112,11 @@ class _Contents:
     """What was seen of the stream.
 
     Attributes:
+        trailing: What follows the stream.
         wanted: The name, or pattern, of the device sections that are to be decoded.
     """
 
+    trailing: Trailing
     wanted: str | None = None
     machine: str | None = None
     capabilities: tuple[str, ...] = ()
@@ -120,6 +131,8 @@ class _Contents:
     def add(self, event: AnyEvent) -> None:
         self.length += len(event.raw)
         match event:
+            case TrailingBytes():
+                self.length -= len(event.raw)
             case Configuration():
                 self.machine, self.capabilities = event.machine, event.capabilities
             case Command():
@@ -192,6 +205,7 @@ class _Contents:
             "schema_version": 1,
             "machine": self.machine,
             "length": self.length,
+            "trailing": self.trailing.as_dict() if self.trailing.length else None,
             "capabilities": list(self.capabilities),
             "return_path": self.return_path,
             "vmdesc": self.vmdesc,

@@ -2,9 +2,11 @@
 
 import click
 
+from proxy.captures.offline import count_the_rest
 from proxy.captures.rewriting import holds_mapped_ram
 from proxy.captures.stream_files import open_stream
 from proxy.cli.options.given_once import OnceEach
+from proxy.cli.options.strict import strict_option
 from proxy.cli.options.tls import credentials
 from proxy.cli.progress import progress_on
 from proxy.errors import RefusedError
@@ -29,8 +31,16 @@ from proxy.stop_signals import outlive_the_terminal
     "--tls-hostname", metavar="NAME", help="Whose certificate the destination must show, if not that of URI's host."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON that says what came of it.")
+@strict_option
 def command(
-    *, stream: str, destination: str, rate: float | None, tls: str | None, tls_hostname: str | None, as_json: bool
+    *,
+    stream: str,
+    destination: str,
+    rate: float | None,
+    tls: str | None,
+    tls_hostname: str | None,
+    as_json: bool,
+    strict: bool,
 ) -> None:
     """Send the captured STREAM to the destination QEMU that listens at URI, as a source would.
 
@@ -70,8 +80,11 @@ def command(
                 f"{stream}: this is a mapped-ram file, which no QEMU takes from a socket; have it load the file: "
                 "-incoming file:PATH, with the capability mapped-ram"
             )
-        it = Replay(source, rate=None if rate is None else rate * (1 << 20), tls=spoken)
+        rate_in_bytes = None if rate is None else rate * (1 << 20)
+        it = Replay(source, rate=rate_in_bytes, tls=spoken, take_trailing=not strict)
         report = trio.run(replay, it, address, progress)
+        if report.trailing.length:
+            count_the_rest(source, report.trailing)
     if as_json:
         click.echo(report.as_json())
     click.echo(f"vmstate-proxy: {stream}: {report.summary()}", err=True)

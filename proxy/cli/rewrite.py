@@ -9,6 +9,7 @@ from proxy.captures.rewriting import rewrite_in_place, rewrite_to
 from proxy.captures.stream_files import open_stream
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.judging import JudgeOptions, judge_options
+from proxy.cli.options.strict import strict_option
 from proxy.cli.progress import progress_on
 from proxy.cli.reporting import report_file
 from proxy.errors import RefusedError
@@ -23,8 +24,11 @@ from proxy.stdio import STDIO
 @click.argument("target", metavar="[OUT]", required=False)
 @click.option("--in-place", is_flag=True, help="Change IN itself, which must not be packed, and write no OUT.")
 @click.option("--report", metavar="FILE", help="Write the report as JSON; - is standard output.")
+@strict_option
 @judge_options
-def command(*, source: str, target: str | None, in_place: bool, report: str | None, options: JudgeOptions) -> None:
+def command(
+    *, source: str, target: str | None, in_place: bool, report: str | None, strict: bool, options: JudgeOptions
+) -> None:
     """Rewrite the captured stream IN to OUT, or in place, as a migration would be; - is standard input or output.
 
     IN may be packed with xz, gzip, bzip2 or zstd; OUT is packed if its name ends in .xz, .gz, .bz2 or .zst. IN may be a
@@ -32,7 +36,8 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
     complete: a stream that is broken or refused leaves no file behind.
 
     Of a mapped-ram file (QEMU 9.0 and newer; libvirt's format sparse) OUT is a copy with the same holes, and pages are
-    not looked at. IN may be file:PATH,offset=N as for QEMU; OUT has the same N bytes before the stream.
+    not looked at. IN may be file:PATH,offset=N as for QEMU; OUT has the same N bytes before the stream. What follows
+    the stream in IN, as in a state volume of Proxmox VE, keeps its place, too.
 
     With --in-place, all of IN is judged first; then only the bytes that change are written, and shortly before, a
     note of them: IN.unfinished, which goes when they are on the disk. Should this program or the machine stop in
@@ -55,7 +60,9 @@ def command(*, source: str, target: str | None, in_place: bool, report: str | No
         raise click.UsageError("standard input cannot be changed in place; give OUT")
     if target == STDIO and report == STDIO:
         raise click.UsageError("OUT and --report cannot both be standard output")
-    rewriter = Rewriter(options.judge, live=False, device_state_limit=options.device_state_limit)
+    rewriter = Rewriter(
+        options.judge, live=False, device_state_limit=options.device_state_limit, take_trailing=not strict
+    )
     changing = in_place and options.judge.policy.mode is not Mode.OBSERVE
     rewriter.report.begin(source, source if target is None else target)
     with report_file(report) as reports:

@@ -324,10 +324,11 @@ def _destinations(hosts: Path | None, default: Path | None, policy: "Policy") ->
 
 
 def _read_source(name: str) -> "Sequence[Registers]":
+    from formats.stream.trailing import Trailing
     from proxy.captures.stream_or_profile import read_source
 
     try:
-        return read_source(name)
+        return read_source(name, trailing=Trailing())
     except FormatError as error:
         problem = ProxyError(f"--source {name}: {error}")
         problem.exit_code = exit_code_of(error)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Final
 
 from formats.errors import FormatError, TruncatedStreamError
 from formats.frame.event import NEED_DATA, Raw
-from formats.stream.events import Command, Configuration, SectionBegin
+from formats.stream.events import Command, Configuration, SectionBegin, TrailingBytes
 from formats.stream.parser import StreamParser
+from formats.stream.trailing import Trailing
 from formats.vmstate.device_state import DeviceState
 
 if TYPE_CHECKING:
@@ -25,21 +26,31 @@ class Follower:
         begun: Whether the first section was reached; before it, the source says what it will do.
         problem: Why the stream could not be read on; what follows is not understood.
         machine: The machine type; None before it was read.
+        trailing: What follows the end of the stream, in a file; it belongs to `length` all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, take_trailing: bool = False) -> None:
+        """Make it for one stream; `take_trailing` says that it is in a file, where more may follow its end."""
+        self.trailing = Trailing()
+        self._take_trailing = take_trailing
         self.length = 0
         self.sections = 0
         self.begun = False
         self.problem: FormatError | None = None
         self.machine: str | None = None
-        self._parser = StreamParser()
+        self._parser = StreamParser(take_trailing=take_trailing)
         self._marks: deque[tuple[int, str]] = deque([(0, "the header")], maxlen=_MARKS)
 
     @property
     def complete(self) -> bool:
         """Whether the stream may end here, and was understood; the memory of a postcopy migration is not."""
         return self.problem is None and self._parser.complete and not self._parser.postcopy
+
+    @property
+    def settled(self) -> int:
+        """How many bytes are known to be the stream's own, and no other's that follows; all that is not understood."""
+        in_doubt = self._take_trailing and self.problem is None and (self._parser.holds or self.trailing.length)
+        return self._parser.offset - self.trailing.length if in_doubt else self.length
 
     @property
     def postcopy_advised(self) -> bool:
@@ -117,6 +128,8 @@ class Follower:
                 match event:
                     case Command():
                         commands.append(event)
+                    case TrailingBytes():
+                        self.trailing.add(event)
                     case Configuration():
                         self.machine = event.machine
                     case SectionBegin():

@@ -8,6 +8,7 @@ import trio
 
 from formats.channels.return_path import POSTCOPY_REQUESTS, MessageType, ReturnPathListener
 from formats.errors import FormatError
+from formats.stream.trailing import Trailing
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError, exit_code_of
 from proxy.net.dialling import dial
 from proxy.net.pumps import together
@@ -51,6 +52,7 @@ class ReplayReport:
         confirmed: Whether the destination said that it has the guest; None when it had no way to say so.
         not_understood_from: From which offset on the stream was not understood; None when all of it was.
         reason: What went wrong; None when nothing did.
+        trailing: What follows the stream where it was read from, as far as that was read; it was not sent.
         exit_code: What the command ends with.
     """
 
@@ -62,12 +64,14 @@ class ReplayReport:
     confirmed: bool | None
     not_understood_from: int | None
     reason: str | None
+    trailing: Trailing
     exit_code: ExitCode
 
     def as_json(self) -> str:
         """Return the report as one line of JSON."""
         values = asdict(self)
         del values["exit_code"]
+        values["trailing"] = self.trailing.as_dict() if self.trailing.length else None
         return json.dumps({"schema_version": SCHEMA_VERSION, **values})
 
     def summary(self) -> str:
@@ -83,6 +87,8 @@ class ReplayReport:
             )
         if self.not_understood_from is not None:
             line += f"; not understood from offset {self.not_understood_from:#x} on"
+        if self.trailing.length:
+            line += f"; not sent: {self.trailing}"
         return line
 
 
@@ -93,21 +99,30 @@ class _Stopped(ProxyError):
 class Replay:
     """Sends one stream to one destination."""
 
-    def __init__(self, source: "Readable", *, rate: float | None = None, tls: "ClientTls | None" = None) -> None:
+    def __init__(
+        self,
+        source: "Readable",
+        *,
+        rate: float | None = None,
+        tls: "ClientTls | None" = None,
+        take_trailing: bool = True,
+    ) -> None:
         """Make a replay.
 
         Args:
             source: The stream.
             rate: Bytes to send each second; None for as many as the destination takes.
             tls: What is spoken to the destination; None for plain text.
+            take_trailing: Whether more may follow the stream; it is not sent.
         """
         self._source = source
         self._tls = tls
         self._rate = rate
         self._step = _STEP if rate is None else max(1, min(_STEP, int(rate / _STEPS_PER_SECOND)))
         self._due = 0.0
-        self._follower = Follower()
+        self._follower = Follower(take_trailing=take_trailing)
         self._listener = ReturnPathListener()
+        self._unsettled = bytearray()
         self._sent = 0
         self._all_sent = False
         self._send_error: PeerError | None = None
@@ -147,10 +162,11 @@ class Replay:
         self, destination: "Connection", data: bytes | memoryview, progress: "Callable[[int], None]"
     ) -> None:
         try:
-            while len(data):
-                await self._send(destination, memoryview(data), progress)
+            while len(data) and not self._follower.trailing.length:
+                await self._send_settled(destination, data, progress)
                 data = await self._read()
                 self._follower.follow(data)
+            await self._send_settled(destination, data, progress)
             if self._follower.cut:
                 assert self._follower.problem is not None
                 raise self._follower.problem
@@ -159,6 +175,19 @@ class Replay:
         except PeerError as error:
             # What the destination said before it broke the connection is still to be heard.
             self._send_error = error
+
+    async def _send_settled(
+        self, destination: "Connection", data: bytes | memoryview, progress: "Callable[[int], None]"
+    ) -> None:
+        """Send what is known to be the stream's, and keep the rest; `data` is what was read last."""
+        length = self._follower.settled - self._sent
+        if not self._unsettled and length >= len(data):
+            await self._send(destination, memoryview(data), progress)
+            return
+        self._unsettled += data
+        settled = bytes(self._unsettled[:length])
+        del self._unsettled[:length]
+        await self._send(destination, memoryview(settled), progress)
 
     async def _send(self, destination: "Connection", data: memoryview, progress: "Callable[[int], None]") -> None:
         for start in range(0, len(data), self._step):
@@ -183,7 +212,7 @@ class Replay:
             if self._all_sent and self._listener.shut is not None:
                 return
         # One that has the whole stream may end before it was told that no more comes.
-        has_all = self._all_sent or (self._follower.complete and self._sent == self._follower.length)
+        has_all = self._all_sent or (self._follower.complete and self._sent == self._follower.settled)
         if not has_all and self._send_error is None:
             raise PeerError("destination", self._listener.ending)
 
@@ -202,6 +231,7 @@ class Replay:
             confirmed=confirmed,
             not_understood_from=follower.not_understood_from,
             reason=reason,
+            trailing=follower.trailing,
             exit_code=code,
         )
 

@@ -19,6 +19,7 @@ from proxy.report.times import Times
 
 if TYPE_CHECKING:
     from formats.arm.vcpu_features import Kind
+    from formats.stream.trailing import Trailing
     from proxy.judging.start_flags import Start
     from proxy.judging.verdict import Verdict
     from proxy.settings.origin import Origin
@@ -118,6 +119,7 @@ class Report:
         profile: The file that says what the destination takes; None where something else does.
         kvm: Whether the destination's kernel was asked what it takes.
         times: How long its phases took.
+        trailing: What follows the end of the stream in its file; None for nothing.
     """
 
     mode: str
@@ -151,6 +153,7 @@ class Report:
     times: Times = field(default_factory=Times)
     cause: Cause | None = Cause.STOPPED
     refused_registers: tuple[str, ...] = ()
+    trailing: "Trailing | None" = None
 
     def begin(self, source: str, destination: str) -> None:
         """Note that it begins, from where and to where."""
@@ -221,6 +224,7 @@ class Report:
             "lost_features": lost_features(self.changes),
             "unguarded_errata": met_errata(self.changes),
             "not_looked_at": list(self.not_looked_at),
+            "trailing": None if self.trailing is None else self.trailing.as_dict(),
         }
 
     def as_json(self) -> str:
@@ -240,7 +244,8 @@ class Report:
                 line += f"; the guest {words} {', '.join(those)}"
         if self.reason is not None:
             line += f": {self.reason}"
-        return f"{line} ({self.bytes_in} bytes in, {self.bytes_out} out)"
+        line += f" ({self.bytes_in} bytes in, {self.bytes_out} out)"
+        return line if self.trailing is None else f"{line}; {self.trailing}"
 
 
 def _rfc3339(time: datetime | None) -> str | None:

@@ -6,8 +6,17 @@ from formats.errors import FormatError
 from formats.frame.event import NEED_DATA, Raw
 from formats.frame.records import CommandType
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from formats.stream.events import AnyEvent, Command, Configuration, FileHeader, LateVmdesc, PostcopyData
+from formats.stream.events import (
+    AnyEvent,
+    Command,
+    Configuration,
+    FileHeader,
+    LateVmdesc,
+    PostcopyData,
+    TrailingBytes,
+)
 from formats.stream.parser import StreamParser
+from formats.stream.trailing import Trailing
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vmdesc_counts import vmdesc_with_counts
 from proxy.errors import ExitCode, ProxyError, RefusedError, exit_code_of
@@ -47,6 +56,7 @@ class Rewriter(Progress):
         device_state_limit: int = DEFAULT_DEVICE_STATE_LIMIT,
         source: "Sequence[Registers]" = (),
         defer: bool = False,
+        take_trailing: bool = False,
     ) -> None:
         """Make a rewriter for one stream.
 
@@ -60,6 +70,8 @@ class Rewriter(Progress):
             source: What the guests of the source look like, where it is known ahead. Postcopy is then judged by it when
                 it is announced, too, while the guest still runs.
             defer: Whether the caller looks at `must_judge` after each call, so that it can ask the kernel elsewhere.
+            take_trailing: Whether more may follow the end of the stream, as in a file. It keeps its place there: where
+                registers were left out, so many zeroes go before it.
         """
         self.report = Report(
             mode=judge.policy.mode.value,
@@ -78,7 +90,10 @@ class Rewriter(Progress):
         self._keep_going = live and self._observing
         self._deferring = defer
         self._pending: AnyEvent | None = None
-        super().__init__(StreamParser(device_state_limit=device_state_limit, take_mapped_ram=not live))
+        super().__init__(
+            StreamParser(device_state_limit=device_state_limit, take_mapped_ram=not live, take_trailing=take_trailing)
+        )
+        self._shorter = 0
         self._given_up = False
         self._would_refuse: str | None = None
         self._refusal: FormatError | ProxyError | None = None
@@ -171,9 +186,11 @@ class Rewriter(Progress):
         self._parser.without_vmdesc()
         return self._events()
 
-    def skip(self, length: int) -> None:
+    def skip(self, length: int, *, zeroes: bool = False) -> None:
         """Step over bytes that stay as they are; see `StreamParser.skip`."""
-        self._parser.skip(length)
+        event = self._parser.skip(length, zeroes=zeroes)
+        if isinstance(event, TrailingBytes):
+            self._followed_by(event)
         self.report.bytes_in += length
 
     def _events(self) -> list[Raw]:
@@ -226,6 +243,10 @@ class Rewriter(Progress):
                 return self._commanded(event)
             case FileHeader() | PostcopyData():
                 return event.raw
+            case TrailingBytes():
+                self._followed_by(event)
+                padding, self._shorter = bytes(self._shorter), 0
+                return padding + event.raw if padding else event.raw
         self._check_what_is_required(event)
         if isinstance(event, DeviceState | LateVmdesc):
             return self._with_changes(event)
@@ -255,7 +276,13 @@ class Rewriter(Progress):
             after = vmdesc_with_counts(bytes(event.raw), self._left, event.offset)
         if not self._live:
             self.replacements.append(Replacement(event.offset, before, bytes(after)))
+        self._shorter += len(event.raw) - len(after)
         return after
+
+    def _followed_by(self, event: TrailingBytes) -> None:
+        if self.report.trailing is None:
+            self.report.trailing = Trailing()
+        self.report.trailing.add(event)
 
     def _commanded(self, command: Command) -> Raw:
         match command.command:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.errors import FormatError, MalformedStreamError, UnlocatableSectionError
-from formats.vmstate.locators import DeviceSection, locate_by_footers, locate_by_vmdesc
+from formats.vmstate.footers import locate_by_footers
+from formats.vmstate.locators import DeviceSection, locate_by_vmdesc
 from formats.vmstate.vcpus import open_vcpus
 from formats.vmstate.vmdesc import parse_vmdesc
 from tests.streams import (

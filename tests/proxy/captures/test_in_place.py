@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.captures.in_place import Change, Patch, check_unchanged, finish, noted, patch_of
-from proxy.captures.stream_files import note_of
+from proxy.captures.in_place import Change, Patch, check_unchanged, patch_of
+from proxy.captures.places import InOneRun
+from proxy.captures.unfinished import finish, note_of, noted
 from proxy.errors import ConfigError, ProxyError
 from proxy.judged_state import Replacement
 
@@ -31,7 +32,8 @@ def as_new(patch: Patch, old: bytes) -> bytes:
 def shortened() -> tuple[Patch, bytes]:
     """Return a patch that changes some bytes and shortens the end, and what it makes of `OLD`."""
     new = OLD[:100] + b"\0\0" + OLD[102:1500] + b"ENDE" + OLD[1700:]
-    patch = patch_of([Replacement(50, OLD[50:1000], new[50:1000]), Replacement(1000, OLD[1000:], new[1000:])], 0, 2048)
+    judged = [Replacement(50, OLD[50:1000], new[50:1000]), Replacement(1000, OLD[1000:], new[1000:])]
+    patch = patch_of(judged, InOneRun(0), 2048, 2048)
     return patch, new
 
 
@@ -45,7 +47,7 @@ def test_the_changes_make_the_one_out_of_the_other(data: st.DataObject, start: i
     after = bytearray(before)
     for at in data.draw(st.lists(st.integers(0, len(before) - 1), max_size=20) if before else st.just([])):
         after[at] ^= 0xFF
-    patch = patch_of([Replacement(3, before, bytes(after))], start, 1000)
+    patch = patch_of([Replacement(3, before, bytes(after))], InOneRun(start), 500, 1000)
     old = bytes(start + 3) + before + bytes(1000 - start - 3 - len(before))
     assert as_new(patch, old) == old[: start + 3] + bytes(after) + old[start + 3 + len(after) :]
     assert patch.size == 1000
@@ -57,14 +59,14 @@ def test_the_changes_make_the_one_out_of_the_other(data: st.DataObject, start: i
 
 
 def test_nothing_changes() -> None:
-    assert patch_of([Replacement(0, OLD, OLD)], 0, len(OLD)) == Patch((), len(OLD), len(OLD))
-    assert patch_of([], 0, 5) == Patch((), 5, 5)
+    assert patch_of([Replacement(0, OLD, OLD)], InOneRun(0), len(OLD), len(OLD)) == Patch((), len(OLD), len(OLD))
+    assert patch_of([], InOneRun(0), 5, 5) == Patch((), 5, 5)
 
 
 def test_no_register_is_cut_in_two() -> None:
     """Bytes of one value that are equal before and after do not make two changes of it."""
     before, after = bytes(40), bytes(8) + b"\1\0\0\0\0\0\0\1" + bytes(24)
-    assert patch_of([Replacement(0, before, after)], 0, 40).changes == (Change(8, bytes(8), after[8:16]),)
+    assert patch_of([Replacement(0, before, after)], InOneRun(0), 40, 40).changes == (Change(8, bytes(8), after[8:16]),)
 
 
 def test_the_end_becomes_shorter() -> None:
@@ -74,19 +76,29 @@ def test_the_end_becomes_shorter() -> None:
     assert patch.changes[0] == Change(100, OLD[100:102], b"\0\0")
 
 
-def test_only_the_end_of_the_file_can_become_shorter() -> None:
+def test_only_the_end_of_the_stream_can_become_shorter() -> None:
     with pytest.raises(ProxyError, match="have to be left out"):
-        patch_of([Replacement(0, OLD, OLD[:-1])], 0, len(OLD) + 1)
+        patch_of([Replacement(0, OLD, OLD[:-1])], InOneRun(0), len(OLD) + 1, len(OLD) + 1)
+
+
+@pytest.mark.parametrize("rest", [b"what follows", b""])
+def test_what_follows_the_stream_keeps_its_place(rest: bytes) -> None:
+    """As it does on a block device, which cannot become shorter either."""
+    old = b"HEAD" + OLD + rest
+    judged = [Replacement(0, OLD, OLD[:100] + b"??" + OLD[102:-9])]
+    patch = patch_of(judged, InOneRun(4), len(OLD), len(old), may_shrink=bool(rest))
+    assert patch.size == patch.old_size == len(old)
+    assert as_new(patch, old) == b"HEAD" + OLD[:100] + b"??" + OLD[102:-9] + bytes(9) + rest
 
 
 def test_a_file_that_someone_else_changed(tmp_path: Path) -> None:
     judged = [Replacement(40, OLD[50:90], b"")]
     (tmp_path / "file").write_bytes(OLD)
     with (tmp_path / "file").open("rb") as file:
-        check_unchanged(file.fileno(), judged, 10)
+        check_unchanged(file.fileno(), judged, InOneRun(10))
     (tmp_path / "file").write_bytes(OLD[:89] + b"?" + OLD[90:])
     with (tmp_path / "file").open("rb") as file, pytest.raises(ProxyError, match="changed by someone else"):
-        check_unchanged(file.fileno(), judged, 10)
+        check_unchanged(file.fileno(), judged, InOneRun(10))
 
 
 # --- what broke off

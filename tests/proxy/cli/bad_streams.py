@@ -13,7 +13,6 @@ BROKEN = {
     "foreign": (b"\x7fELF" + bytes(1000), "not with 'QEVM'"),
     "libvirt": (b"LibvirtQemudSave" + bytes(1000), "a libvirt save file"),
     "empty": (b"", "the stream ends"),
-    "more": (capture(SMP2) + b"\0", "follow the end"),
 }
 """What each holds, and what is said of it."""
 

@@ -87,11 +87,14 @@ class Replaying:
 
 
 @asynccontextmanager
-async def replaying(source: bytes | Source, *, rate: float | None = None) -> AsyncIterator[Replaying]:
+async def replaying(
+    source: bytes | Source, *, rate: float | None = None, take_trailing: bool = True
+) -> AsyncIterator[Replaying]:
     """Replay to a destination; when the block is left, the replay must end within 30 seconds."""
     with trio.fail_after(30), await listen() as back:
         steps: list[int] = []
-        it = Replay(io.BytesIO(source) if isinstance(source, bytes) else source, rate=rate)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        it = Replay(file, rate=rate, take_trailing=take_trailing)
         over, reports = trio.Event(), list[ReplayReport]()
 
         async def run() -> None:
@@ -132,6 +135,7 @@ async def test_a_destination_that_takes_the_guest(size: int) -> None:
         "confirmed": True,
         "not_understood_from": None,
         "reason": None,
+        "trailing": None,
     }
     assert "the destination has the guest" in report.summary()
 
@@ -287,7 +291,7 @@ async def test_the_section_that_was_sent_last_is_named(after: int, where: str) -
 
     stalled = Wait()
     try:
-        async with replaying(Stalled(STREAM[:after], 1 << 20)) as it:
+        async with replaying(Stalled(STREAM[:after], 1 << 20), take_trailing=False) as it:
             await receive(it.destination, after)
             reset(it.destination)
             report = await it.report()
@@ -451,7 +455,7 @@ async def test_a_signal_ends_the_reading_of_a_pipe_that_brings_nothing() -> None
             reports: list[ReplayReport] = []
 
             async def run() -> None:
-                reports.append(await replay(Replay(pipe), address, lambda _: None))
+                reports.append(await replay(Replay(pipe, take_trailing=False), address, lambda _: None))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)

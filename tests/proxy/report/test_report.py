@@ -75,6 +75,7 @@ def test_the_json() -> None:
         "lost_features": [],
         "unguarded_errata": [],
         "not_looked_at": [],
+        "trailing": None,
     }
     assert "\n" not in report.as_json()
 
