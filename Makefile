@@ -90,7 +90,7 @@ $(BROWSER): $(READY) tools/install-browser
 	@touch $@
 
 $(NETWORK): $(READY) tools/install-system-packages
-	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2 promtool=prometheus systemd-analyze=systemd
+	@sh tools/install-system-packages "$(PYTHON)" nft=nftables ip=iproute2 promtool=prometheus systemd-analyze=systemd qemu-img=qemu-utils
 	@touch $@
 
 $(BENCH): $(READY) tools/install-system-packages

@@ -32,6 +32,7 @@ FOREIGNERS: Final[tuple[tuple[bytes, str, str], ...]] = (
     ),
     (b"\x11\x22\x33\x44", "a multifd channel", "turn the capability multifd off"),
     (b"LibvirtQemudSave", "a libvirt save file", "give it as a file, not through a pipe"),
+    (b"QFI\xfb", "a qcow2 image", "name a snapshot in it: qcow2:IMAGE,snapshot=NAME"),
     (b"\xfd7zXZ", "xz-compressed data", "decompress it first"),
     (b"\x1f\x8b", "gzip-compressed data", "decompress it first"),
     (b"(\xb5/\xfd", "zstd-compressed data", "decompress it first"),

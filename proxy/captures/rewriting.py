@@ -13,7 +13,7 @@ from proxy.captures.offline import has_mapped_ram, rewrite
 from proxy.captures.packing import NOT_PACKED, Envelope, packing_file, packing_of
 from proxy.captures.positioned_io import size_of, write_at
 from proxy.captures.sparse_copy import copy_sparse
-from proxy.captures.stream_files import StreamFile
+from proxy.captures.stream_files import HolderError, StreamFile
 from proxy.captures.unfinished import finish, note_of, noted
 from proxy.errors import ConfigError, ProxyError
 from proxy.stdio import STDIO
@@ -132,5 +132,7 @@ def _judged(stream: StreamFile, rewriter: "Rewriter", progress: "Callable[[int],
     try:
         check_unchanged(file, rewriter.replacements, stream.places)
         return patch_of(rewriter.replacements, stream.places, end, size_of(file), may_shrink=may_shrink)
+    except FormatError as error:
+        raise HolderError(stream.path, error) from error
     except ProxyError as error:
         raise ProxyError(f"{stream.name}: {error}") from error

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from formats.errors import FormatError, MalformedStreamError
 from formats.files import libvirt_save
+from proxy.captures.image_locks import lock_as_qemu
 from proxy.captures.packing import NOT_PACKED, Envelope, packing_at, unpacker
 from proxy.captures.places import InOneRun
+from proxy.captures.qcow2.image import image_and_snapshot
 from proxy.captures.unfinished import note_of
 from proxy.errors import ConfigError, ProxyError, exit_code_of
 from proxy.stdio import STDIO
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.captures.places import Places
+    from proxy.captures.qcow2.image import Image
 
 _FILE_URI: Final = "file:"
 _OFFSET_OPTION: Final = ",offset="
@@ -28,8 +31,8 @@ _SIZE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([bkmgtpe]?)", re.IGNORECA
 _SIZE_SUFFIXES: Final = "bkmgtpe"
 
 
-class SaveFileError(ProxyError):
-    """A libvirt save file cannot be read, because of what its header says."""
+class HolderError(ProxyError):
+    """A libvirt save file, or an image, cannot be read, because of what it says of itself."""
 
     def __init__(self, name: str, error: FormatError) -> None:
         super().__init__(f"{name}: {error}")
@@ -57,11 +60,12 @@ class StreamFile(io.RawIOBase):
         envelope: Envelope | None = None,
         start: int | None = None,
         path: str = STDIO,
+        places: "Places | None" = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.path = path
-        self.places: Places | None = None if start is None else InOneRun(start)
+        self.places = places if start is None else InOneRun(start)
         self.envelope = envelope
         self.start = start
         self._file = file
@@ -75,6 +79,17 @@ class StreamFile(io.RawIOBase):
         except OSError:
             return 0
         return position
+
+    @property
+    def size(self) -> int:
+        """How far `position` may go; 0 where that cannot be told."""
+        here = self.position
+        try:
+            size: int = self._below.seek(0, os.SEEK_END)
+            self._below.seek(here)
+        except OSError:
+            return 0
+        return size
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -114,18 +129,42 @@ def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
     Files packed with xz, gzip, bzip2 or zstd are unpacked on the way, and so is the stream in a libvirt save file.
 
     Args:
-        name: The file. As for QEMU, `file:PATH,offset=N` is a stream that begins N bytes into a file.
+        name: The file. As for QEMU, `file:PATH,offset=N` is a stream that begins N bytes into a file;
+            `qcow2:IMAGE,snapshot=NAME` is the VM state of an internal snapshot.
         update: Whether the file is to be written, too.
 
     Raises:
         ProxyError: It cannot be opened.
         ConfigError: A rewrite of it broke off, and it is not opened to finish that; or its name has a wrong offset.
-        SaveFileError: It is a libvirt save file that cannot be read.
+        HolderError: It is a libvirt save file, or an image, that cannot be read.
     """
     if name == STDIO:
         yield StreamFile(name, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
         return
-    path, offset = file_and_offset(name)
+    in_image = image_and_snapshot(name)
+    path, offset = file_and_offset(name) if in_image is None else (in_image[0], 0)
+    with _open_file(name, path, update=update) as file:
+        if in_image is None:
+            yield _opened(name, path, file, offset)
+        else:
+            yield _in_image(name, path, file, in_image[1])
+
+
+@contextmanager
+def open_image(path: str) -> "Iterator[Image]":
+    """Open an image for a look at its snapshots.
+
+    Raises:
+        ProxyError: It cannot be opened.
+        HolderError: It is no image that can be read.
+    """
+    with _open_file(path, path, update=False) as file:
+        yield _image(path, file)
+
+
+@contextmanager
+def _open_file(name: str, path: str, *, update: bool) -> "Iterator[io.FileIO]":
+    """Open a file that no other process is changing, as far as QEMU's locks tell."""
     if not update and os.path.exists(note_of(path)):
         raise ConfigError(
             f"{name}: a rewrite --in-place of it broke off, and it is half the old and half the new; run that again, "
@@ -136,7 +175,16 @@ def open_stream(name: str, *, update: bool = False) -> "Iterator[StreamFile]":
     except OSError as error:
         raise ProxyError(f"{name}: {error.strerror}") from error
     with file:
-        yield _opened(name, path, file, offset)
+        if update:
+            _lock(name, file, update=True)
+        yield file
+
+
+def _lock(name: str, file: io.FileIO, *, update: bool) -> None:
+    try:
+        lock_as_qemu(file.fileno(), update=update)
+    except ProxyError as error:
+        raise ProxyError(f"{name}: {error}") from error
 
 
 def file_and_offset(name: str) -> tuple[str, int]:
@@ -176,8 +224,38 @@ def _opened(name: str, path: str, file: io.FileIO, offset: int) -> StreamFile:
     except OSError as error:
         raise ProxyError(f"{name}: {error.strerror}") from error
     except FormatError as error:
-        raise SaveFileError(name, error) from error
+        raise HolderError(name, error) from error
     return _stream_file(name, path, packing_at(start), file, None)
+
+
+def _image(path: str, file: io.FileIO) -> "Image":
+    from proxy.captures.qcow2.image import Image
+
+    try:
+        return Image.read(file.fileno())
+    except FormatError as error:
+        raise HolderError(path, error) from error
+    except OSError as error:
+        raise ProxyError(f"{path}: {error.strerror}") from error
+
+
+def _in_image(name: str, path: str, file: io.FileIO, snapshot: str | None) -> StreamFile:
+    """Open the VM state of a snapshot; a QEMU that writes to the image may be about to move it."""
+    from proxy.captures.qcow2.vm_state import VmState
+
+    _lock(path, file, update=file.writable())
+    image = _image(path, file)
+    if snapshot is None:
+        raise ConfigError(f"{path}: say which snapshot: {name},snapshot=NAME; {image.listed}")
+    try:
+        state = VmState(image, image.snapshot(snapshot))
+    except FormatError as error:
+        raise HolderError(path, error) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ProxyError(f"{path}: {error.strerror}") from error
+    return StreamFile(name, state, path=path, places=state)
 
 
 def _stream_file(name: str, path: str, packing: str, file: io.FileIO, envelope: Envelope | None) -> StreamFile:

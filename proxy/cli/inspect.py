@@ -28,11 +28,13 @@ from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import evidence_of, open_vcpus
 from proxy.captures.offline import read_events
+from proxy.captures.qcow2.image import image_and_snapshot
 from proxy.captures.stream_files import open_stream
 from proxy.cli.lines import echo, first_of
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.judging import device_state_limit_option
 from proxy.cli.options.strict import say_trailing, strict_option
+from proxy.cli.snapshots import show_snapshots
 from proxy.errors import ConfigError, exit_code_of
 from proxy.report.report import counted
 
@@ -62,22 +64,22 @@ def command(
     read; - is standard input, and file:PATH,offset=N a stream within a file. A section's length counts its header and
     its footer. A broken stream is shown as far as it could be read.
 
+    qcow2:IMAGE,snapshot=NAME is the VM state of an internal snapshot ('savevm', 'virsh snapshot-create', 'multipass
+    suspend'), here and wherever a captured stream may stand; qcow2:IMAGE lists the snapshots.
+
     \b
     Examples:
       vmstate-proxy inspect guest.stream
       vmstate-proxy inspect guest.stream --registers | grep ID_AA64
       vmstate-proxy inspect guest.stream --section timer
+      vmstate-proxy inspect qcow2:guest.qcow2
       vmstate-proxy inspect guest.stream --json | jq '.sections[] | select(.name == "cpu")'
     """
+    if (image := image_and_snapshot(source)) is not None and image[1] is None:
+        show_snapshots(image[0], as_json=as_json)
+        return
     contents = _Contents(wanted=wanted, trailing=Trailing())
-    problem: FormatError | None = None
-    with open_stream(source) as stream:
-        try:
-            trailing = None if strict else contents.trailing
-            for event in read_events(stream, device_state_limit=device_state_limit, trailing=trailing):
-                contents.add(event)
-        except FormatError as error:
-            problem = error
+    problem = contents.read(source, device_state_limit, strict=strict)
     if as_json:
         document = contents.as_dict()
         if problem is not None:
@@ -127,6 +129,17 @@ class _Contents:
     vcpus: list[RegisterList] = field(default_factory=list)
     features: list[list[FeatureEvidence]] = field(default_factory=list)
     decoded: list[tuple[_Section, list[DecodedField]]] = field(default_factory=list)
+
+    def read(self, source: str, device_state_limit: int, *, strict: bool) -> FormatError | None:
+        """Look at a stream; return why it could not be read on, if anything is wrong with it."""
+        trailing = None if strict else self.trailing
+        with open_stream(source) as stream:
+            try:
+                for event in read_events(stream, device_state_limit=device_state_limit, trailing=trailing):
+                    self.add(event)
+            except FormatError as error:
+                return error
+        return None
 
     def add(self, event: AnyEvent) -> None:
         self.length += len(event.raw)

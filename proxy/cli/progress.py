@@ -1,6 +1,5 @@
 """Progress of long work over a file: a bar on a terminal's standard error, nothing elsewhere."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ _WORTH_COUNTING: Final = 500
 @contextmanager
 def progress_on(name: str, stream: StreamFile) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told after each step over the file `name`; how far that is, the file knows itself."""
-    size = os.path.getsize(name) if os.path.isfile(name) else 0
+    size = stream.size
     if not sys.stderr.isatty() or size < _WORTH_A_BAR:
         yield lambda _: None
         return

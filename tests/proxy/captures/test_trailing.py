@@ -139,7 +139,7 @@ def test_a_hundred_gib_of_volume(tmp_path: Path) -> None:
         assert f"{100 * GIB - len(capture(SMP2))} bytes follow the end of the stream (zeroes)".encode() in result.stderr
     assert volume.stat().st_size == copy.stat().st_size == 100 * GIB
     assert volume.stat().st_blocks <= blocks + 16
-    assert copy.stat().st_blocks <= blocks + 16
+    assert copy.stat().st_blocks <= blocks + (4 << 20) // 512 + 16  # the step in which the hole begins
     expected = rewritten(capture(SMP2), tmp_path, *SWAP)
     for path in (volume, copy):
         with path.open("rb") as file:
