@@ -6,14 +6,23 @@ from formats.files.mapped_ram import CAPABILITY as MAPPED_RAM
 from formats.iterable.block import BlockReader
 from formats.iterable.dirty_bitmap import DirtyBitmapReader
 from formats.iterable.ram import RamReader
+from formats.iterable.vfio import VfioReader
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from formats.iterable.record_reader import IterableReader
 
-ITERABLE: Final = frozenset({RamReader.idstr, DirtyBitmapReader.idstr, BlockReader.idstr})
-"""Their idstrs."""
+_ITERABLE: Final = frozenset({RamReader.idstr, DirtyBitmapReader.idstr, BlockReader.idstr})
+
+
+def is_iterable(idstr: str) -> bool:
+    """Tell whether an idstr is that of an iterable section whose records are known."""
+    return idstr in _ITERABLE or _is_vfio(idstr)
+
+
+def _is_vfio(idstr: str) -> bool:
+    return idstr.rpartition("/")[2] == VfioReader.idstr
 
 
 def reader_for(
@@ -36,4 +45,6 @@ def reader_for(
         )
     if idstr == DirtyBitmapReader.idstr:
         return DirtyBitmapReader()
+    if _is_vfio(idstr):
+        return VfioReader()
     return BlockReader() if idstr == BlockReader.idstr else None

@@ -11,7 +11,7 @@ from typing import Final
 
 from formats.errors import UnlocatableSectionError
 from formats.frame.records import RecordType
-from formats.iterable.kinds import ITERABLE
+from formats.iterable.kinds import is_iterable
 from formats.vmstate import cpu_section
 from formats.vmstate.locators import FOOTER_SIZE, DeviceSection, Header, footer_at, header_at
 
@@ -177,7 +177,7 @@ def _exact_end(held: bytearray, header: Header) -> int | None:
 
 def _starts_iterable(held: bytearray, position: int) -> bool:
     header = header_at(held, position, len(held), RecordType.SECTION_START)
-    return header is not None and header.name in ITERABLE
+    return header is not None and is_iterable(header.name)
 
 
 def _ambiguous(message: str, base: int) -> UnlocatableSectionError:

@@ -101,8 +101,8 @@ def test_a_section_that_has_not_started() -> None:
 
 def test_records_that_are_not_known() -> None:
     with pytest.raises(UnlocatableSectionError, match="its end cannot be told; detach the device") as caught:
-        begun().start(3, "0000:00:02.0/vfio", 1, 2, 300)
-    assert (caught.value.offset, caught.value.section) == (300, "'0000:00:02.0/vfio' instance 1")
+        begun().start(3, "spapr/htab", 1, 2, 300)
+    assert (caught.value.offset, caught.value.section) == (300, "'spapr/htab' instance 1")
 
 
 def test_the_footer_of_another_section() -> None:
