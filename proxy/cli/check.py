@@ -12,7 +12,7 @@ from proxy.captures.stream_or_profile import read_source
 from proxy.cli.lines import COLUMNS, echo
 from proxy.cli.options.given_once import OnceEach
 from proxy.cli.options.judging import JudgeOptions, judge_options
-from proxy.cli.options.strict import say_trailing, strict_option, trailing_unless
+from proxy.cli.options.strict import say_trailing, trailing_unless
 from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
 from proxy.judging.explain import what_the_guest_sees
@@ -38,7 +38,12 @@ _WORDS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--all", "show_same", is_flag=True, help="List the registers that are the same on both sides, too.")
 @click.option("--summary", is_flag=True, help="Print the answer alone, in one line.")
-@strict_option
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Let the guest not go where a host's kernel has a known fault that it meets, nor where a file holds more than "
+    "the stream.",
+)
 @judge_options
 def command(*, source: str, as_json: bool, show_same: bool, summary: bool, strict: bool, options: JudgeOptions) -> None:
     """Tell whether the guest of SOURCE can go to the destination, and what would be swapped or left out.
@@ -70,7 +75,7 @@ def command(*, source: str, as_json: bool, show_same: bool, summary: bool, stric
         click.echo(f"vmstate-proxy: {source}: {error}", err=True)
         raise click.exceptions.Exit(exit_code_of(error)) from None
     say_trailing(source, trailing)
-    answer = check(judge, vcpus)
+    answer = check(judge, vcpus, strict=strict)
     if as_json:
         head = {
             "schema_version": SCHEMA_VERSION,
@@ -107,6 +112,10 @@ def _show(answer: Answer, judge: "Judge", *, show_same: bool) -> None:
     _list("The destination has less of what the guest was told:", answer.lost)
     _list("The hosts differ in more than registers:", answer.differences)
     _show_errata(answer)
+    _list(
+        "Known faults of the hosts' kernels that the guest meets, by their versions; a distribution's may be mended:",
+        (f"the {fault.side.value}'s ({fault.name}): {fault.what}" for fault in answer.kernel_faults),
+    )
     if judge.host is not None and judge.host.others is None:
         known = counted(len(judge.host.values), "register")
         echo(f"Nothing but {known} was compared; a whole profile ('host probe', 'host learn') tells more.")
@@ -143,7 +152,8 @@ def _show_verdicts(answer: Answer) -> None:
         one = those[0]
         which = "" if len(those) == answer.vcpus else f" (vCPU {_ranges(verdict.vcpu for verdict in those)})"
         echo(f"{_WORDS[one.action]:9} {one.name}{which}  {_values(one)}".rstrip(), indent=12)
-        for line in (one.why, what_the_guest_sees(one), one.rule):
+        way_out = one.advice if one.action is Action.REFUSE and not one.option else ""
+        for line in (one.why, what_the_guest_sees(one), one.rule, way_out):
             if line:
                 echo(f"{'':12}{line}", indent=12)
 
@@ -187,8 +197,11 @@ def _conclusion(answer: Answer) -> str:
     if not answer.vcpus:
         return "Not judged: the stream holds no arm64 vCPU; the proxy would pass it on as it is."
     counts = {action: len(answer.registers(action)) for action in Action}
+    refused = counts[Action.REFUSE]
+    if not answer.goes and not refused:
+        faults = counted(len(answer.kernel_faults), "known fault")
+        return f"The guest cannot go, as --strict has it: it meets {faults} of the hosts' kernels."
     if not answer.goes:
-        refused = counts[Action.REFUSE]
         return f"The guest cannot go: {counted(refused, 'register')} {'is' if refused == 1 else 'are'} refused."
     changes = " and ".join(
         f"{counted(counts[action], 'register')} {_WORDS[action]}"

@@ -8,7 +8,14 @@ from formats.arm.sysreg import MIDR_EL1, describe
 from formats.arm.vcpu_features import kind_of
 from proxy.hosts.host_registers import HostRegisters
 from proxy.judging.advice import would_go
-from proxy.judging.explain import Errata, compare_errata, host_differences, lost_features, what_the_guest_sees
+from proxy.judging.explain import (
+    Errata,
+    compare_errata,
+    host_differences,
+    lost_features,
+    met_kernel_faults,
+    what_the_guest_sees,
+)
 from proxy.judging.judge import Judge
 from proxy.judging.profile_acceptance import is_assumed
 from proxy.judging.start_flags import Start, start_for
@@ -16,6 +23,7 @@ from proxy.judging.verdict import Action, Registers, Verdict, verdict_as_dict
 
 if TYPE_CHECKING:
     from formats.arm.errata import Erratum
+    from formats.arm.kernel_faults import KernelFault
     from formats.arm.vcpu_features import Kind as VcpuKind
 
 SCHEMA_VERSION = 1
@@ -36,6 +44,8 @@ class Answer:
         lost: The features of which the destination has less than the guest was told.
         differences: In what else the hosts differ.
         errata: How the processors' errata differ.
+        kernel_faults: Known faults of the hosts' kernels that the guest meets.
+        strict: Whether it cannot go for them.
         helped: Whether the guest would go with all the options that the verdicts name.
     """
 
@@ -48,6 +58,8 @@ class Answer:
     lost: tuple[str, ...]
     differences: tuple[str, ...]
     errata: Errata
+    kernel_faults: "tuple[KernelFault, ...]" = ()
+    strict: bool = False
     helped: bool = False
     assumed: bool = False
 
@@ -59,7 +71,8 @@ class Answer:
     @property
     def goes(self) -> bool:
         """Whether the guest can go through the proxy; what is not judged is not held up."""
-        return all(verdict.action is not Action.REFUSE for verdict in self.verdicts)
+        taken = all(verdict.action is not Action.REFUSE for verdict in self.verdicts)
+        return taken and not (self.strict and self.kernel_faults)
 
     @property
     def options(self) -> list[str]:
@@ -103,15 +116,19 @@ class Answer:
                 "new": [_erratum(erratum, self.errata) for erratum in self.errata.new],
                 "gone": [_erratum(erratum, self.errata) for erratum in self.errata.gone],
             },
+            "kernel_faults": [
+                {"name": fault.name, "side": fault.side.value, "what": fault.what} for fault in self.kernel_faults
+            ],
         }
 
 
-def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
+def check(judge: Judge, vcpus: Sequence[Registers], *, strict: bool = False) -> Answer:
     """Judge all vCPUs of a guest.
 
     Args:
         judge: Knows the destination.
         vcpus: Those of a stream, or one that starts on a host.
+        strict: Whether known faults of the kernels are reason enough for it not to go.
     """
     assert judge.host is not None
     verdicts = [verdict for registers in vcpus for verdict in judge.judge(registers)]
@@ -125,6 +142,7 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
     }
     direct, assumed = _direct(judge, vcpus)
     midr = next((registers.get(MIDR_EL1) for registers in vcpus), None)
+    kept = {verdict.register for verdict in verdicts if verdict.action is Action.ACCEPT}
     profile = next((registers.profile for registers in vcpus if isinstance(registers, HostRegisters)), None)
     kinds = tuple(dict.fromkeys(kind_of(registers) for registers in vcpus))
     return Answer(
@@ -137,6 +155,8 @@ def check(judge: Judge, vcpus: Sequence[Registers]) -> Answer:
         lost=tuple(lost_features(verdicts)),
         differences=() if profile is None else tuple(host_differences(profile, judge.host)),
         errata=compare_errata(midr, judge.host.midr),
+        kernel_faults=tuple(met_kernel_faults(vcpus, kept, None if profile is None else profile.kernel, judge.host)),
+        strict=strict,
         helped=any(verdict.action is Action.REFUSE for verdict in verdicts) and would_go(judge, vcpus, verdicts),
         assumed=assumed,
     )

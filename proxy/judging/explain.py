@@ -1,13 +1,15 @@
 """What verdicts mean for a guest and for who runs it: fields, what the guest reads, features, errata."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats.arm.errata import Erratum, new_errata, unguarded_errata
 from formats.arm.id_fields import IdField
+from formats.arm.kernel_faults import KernelFault, Side, kernel_faults
+from formats.arm.psci import PSCI_VERSION, lost_calls
 from formats.arm.sysreg import MIDR_EL1
-from proxy.judging.verdict import Action, Verdict
+from proxy.judging.verdict import Action, Registers, Verdict
 from proxy.judging.vouching import lost_fields
 
 if TYPE_CHECKING:
@@ -18,12 +20,19 @@ def what_the_guest_sees(verdict: Verdict) -> str | None:
     """Say what a swap means for the guest; None for what is not swapped.
 
     KVM gives the guest the processor's own MIDR_EL1 (VPIDR_EL2), whatever the stream said; reads of the other ID
-    registers trap, and give what the stream said (Linux `arch/arm64/kvm/sys_regs.c`, HCR_EL2.TID1 to TID3).
+    registers trap, and give what the stream said (Linux `arch/arm64/kvm/sys_regs.c`, HCR_EL2.TID1 to TID3). A Linux
+    guest stores MIDR_EL1 for its programs when a processor comes online (`arch/arm64/kernel/cpuinfo.c`,
+    `__cpuinfo_store_cpu`), and reads it anew where one uses MRS (`arch/arm64/kernel/cpufeature.c`, `emulate_id_reg`).
     """
     if verdict.action is not Action.SWAP:
         return None
     if verdict.register == MIDR_EL1:
-        return "the guest cannot see the swap: it reads the processor's own value on either host"
+        return (
+            "the swap is not what the guest sees: it reads the processor's own value on either host. What looks after "
+            "the migration finds the destination's: vCPUs that come online, a kernel started by kexec, programs that "
+            "read MIDR_EL1. /proc/cpuinfo and /sys/devices/system/cpu/*/regs keep what each vCPU found when it came "
+            "online, and running kernels and programs (JITs, too) the code that they chose by it"
+        )
     texts = [
         f"{field.name} {_number(field, verdict.new)} instead of {_number(field, verdict.old)}"
         for field in verdict.fields
@@ -32,7 +41,9 @@ def what_the_guest_sees(verdict: Verdict) -> str | None:
         return f"the guest will read {', '.join(texts)}"
     if verdict.old is None or verdict.new is None:
         return None
-    return f"the guest will find {verdict.new:#x} in place of {verdict.old:#x}"
+    calls = lost_calls(verdict.old, verdict.new) if verdict.register == PSCI_VERSION else []
+    gone = f"; it was told of {' and '.join(calls)}, which is gone" if calls else ""
+    return f"the guest will find {verdict.new:#x} in place of {verdict.old:#x}{gone}"
 
 
 def lost_features(verdicts: Iterable[Verdict]) -> list[str]:
@@ -111,6 +122,21 @@ def dangers(source: "HostProfile", destination: "HostProfile") -> list[str]:
             "frequency at boot, and its clock will be wrong. No register of the stream can mend that"
         )
     return found
+
+
+def met_kernel_faults(
+    vcpus: "Sequence[Registers]", kept: "Collection[int]", kernel: str | None, destination: "HostProfile"
+) -> list[KernelFault]:
+    """Return the known faults of both hosts' kernels that a guest meets, the source's first.
+
+    Args:
+        vcpus: The guest's.
+        kept: Registers that go over as they are, though the destination's own values are others.
+        kernel: The source's kernel; None where it is not known, as it is not from a stream.
+        destination: The destination, of whose kernel a learned profile may know nothing either.
+    """
+    faults = (*kernel_faults(kernel, Side.SOURCE), *kernel_faults(destination.kernel, Side.DESTINATION))
+    return [fault for fault in faults if any(fault.meets(registers, kept, destination.midr) for registers in vcpus)]
 
 
 def _number(field: IdField, value: int | None) -> str:

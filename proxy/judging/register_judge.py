@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from formats.arm.id_fields import differing
 from formats.arm.midr import parse_midr_el1
+from formats.arm.psci import PSCI_VERSION, lost_calls, version_text
 from formats.arm.sysreg import MIDR_EL1, Kind, describe
 from proxy.judging.harmless import harmless
 from proxy.judging.profile_acceptance import NO_SUCH_REGISTER
@@ -93,7 +94,7 @@ def _missing(policy: Policy, registers: Registers, register: int, value: int | N
             return verdict(Action.DROP, f"harmless if {entry.condition} then: {entry.reason}")
     kind = describe(register).kind
     if kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
-        return verdict(Action.REFUSE, _FIRMWARE)
+        return verdict(Action.REFUSE, _NOT_LEFT_OUT)
     rule = policy.rules.for_register(register)
     if rule is not None and rule.action is RuleAction.DROP:
         return verdict(Action.DROP, str(rule))
@@ -144,14 +145,28 @@ def difference(policy: Policy, vcpu: int, register: int, old: int, new: int, why
 
 _OWN = "the destination does not take even its own value; it may have changed since it was probed"
 _NO_WAY = "the destination does not take the guest's own state; no rule can change that"
-_FIRMWARE = "what the firmware told the guest is never lowered or left out; use a destination that has it"
+_NOT_LEFT_OUT = "what the firmware told the guest is never lowered or left out; use a destination that has it"
+_NOT_LOWERED = "what the firmware told the guest is never lowered, unless a rule names it"
+
+
+def _firmware_advice(verdict: Verdict) -> str:
+    """Say by which rule a value of the firmware may change, and what the guest would lose by it."""
+    lost = ""
+    if verdict.register == PSCI_VERSION and verdict.old is not None and verdict.new is not None:
+        calls = " and ".join(lost_calls(verdict.old, verdict.new))
+        versions = f"PSCI {version_text(verdict.old)} to {version_text(verdict.new)}"
+        lost = f" ({versions}: {f'it would lose {calls}' if calls else 'it would lose no call'})"
+    return (
+        f"use a destination that has it or, if the guest can do with that{lost}, name it in the policy: "
+        f'[[rule]] with registers = ["{verdict.name}"], action = "swap" and a reason'
+    )
 
 
 def _unlisted(verdict: Verdict, fields: list[str]) -> Verdict:
     """Say that no rule lets these fields of a register change, and what would."""
     register = describe(verdict.register)
     if register.kind in (Kind.FIRMWARE, Kind.FEATURE_BITMAP):
-        return verdict._replace(rule=_FIRMWARE)
+        return verdict._replace(rule=_NOT_LOWERED, advice=_firmware_advice(verdict))
     if not register.invariant:
         return verdict._replace(rule=_NO_WAY)
     option = f"--allow-register {register.name}"

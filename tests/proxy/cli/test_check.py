@@ -203,6 +203,7 @@ def test_check_json(run: Callable[..., Result], tmp_path: Path, older: Path, sou
         "lost_features": ["ID_AA64DFR0_EL1.DebugVer 8 -> 6"],
         "host_differences": [],
         "errata": {"new": [], "gone": []},
+        "kernel_faults": [],
     }
     assert [verdict["register"] for verdict in verdicts if verdict["action"] == "swap"] == NEWER_SWAPPED
     assert [verdict["register"] for verdict in verdicts if verdict["action"] == "drop"] == NEWER_DROPPED
@@ -312,10 +313,11 @@ def test_a_mitigation_that_would_be_lost_is_told_in_words(
     for mode in ("repair", "blind", "observe"):
         result = run("check", tmp_path / "in", "--host", host, "--allow-midr", hex(R0), "--mode", mode)
         assert result.code == 4
-        word, value_, (why, rule) = rows(result)[f"{register} (vCPU 1)"]
+        word, value_, (why, rule, way_out) = rows(result)[f"{register} (vCPU 1)"]
         assert (word, value_) == ("refused", "0x2 here, 0x0 there")
         assert "NOT_REQUIRED on the source, NOT_AVAIL on the destination" in why
         assert "never lowered" in rule
+        assert f'[[rule]] with registers = ["{register}"], action = "swap" and a reason' in way_out
         assert answer(result) == "The guest cannot go: 1 register is refused."
 
 
@@ -413,3 +415,53 @@ def test_where_there_is_no_arm64_kvm_it_says_so(run: Callable[..., Result], args
     assert (result.code, result.out) == (1, b"")
     assert "only an arm64 host's KVM knows arm64 registers" in result.error()
     assert platform.machine() in result.error()
+
+
+# --- known faults of kernels
+
+
+def test_a_fault_of_a_kernel_is_said_and_refused_when_strict(run: Callable[..., Result], tmp_path: Path) -> None:
+    """A kernel that gives late vCPUs its own CLIDR_EL1; the guest has another, which it takes."""
+    own = profile("kvm-trixie-a57r3")
+    clidr = parse_register("CLIDR_EL1")
+    values = own.values | {clidr: own.values[clidr] ^ 1 << 27}
+    host = replace(own, kernel="Linux 6.8.0-45-generic", values=values, writable={clidr: 2**64 - 1})
+    (tmp_path / "host.toml").write_text(write_profile(host))
+    (tmp_path / "guest").write_bytes(short("kvm-trixie-a57r3"))
+    arguments = ("check", tmp_path / "guest", "--host", tmp_path / "host.toml")
+    says = "a vCPU that comes online after the migration finds the destination's own CLIDR_EL1, not the guest's"
+    result = run(*arguments)
+    assert result.code == 0
+    assert f"the destination's (cache-registers-are-reset): {says}" in result.out.decode()
+    found = run(*arguments, "--json").json
+    assert found["goes"] is True
+    assert found["kernel_faults"] == [{"name": "cache-registers-are-reset", "side": "destination", "what": says}]
+    result = run(*arguments, "--strict")
+    assert result.code == 4
+    assert "as --strict has it: it meets 1 known fault of the hosts' kernels" in result.out.decode()
+    assert run(*arguments, "--strict", "--json").json["goes"] is False
+    newer = replace(host, kernel="Linux 6.12.94")
+    (tmp_path / "host.toml").write_text(write_profile(newer))
+    assert b"Known faults" not in run(*arguments).out
+    assert run(*arguments, "--strict").code == 0
+
+
+# --- PSCI
+
+
+def test_a_psci_version_is_refused_with_the_rule_that_lets_it_go(run: Callable[..., Result], tmp_path: Path) -> None:
+    """Linux 7.2 has PSCI 1.3, 6.12 has 1.1: a kernel that is rolled back."""
+    arguments = ("check", CAPTURES / "hosts" / "sid-n1.toml", "--host", CAPTURES / "hosts" / "trixie-n1.toml")
+    result = run(*arguments)
+    assert result.code == 4
+    assert "(PSCI 1.3 to 1.1: it would lose SYSTEM_OFF2 (to hibernate))" in result.out.decode()
+    (tmp_path / "policy.toml").write_text(
+        'schema_version = 1\n[[rule]]\nregisters = ["KVM_REG_ARM_PSCI_VERSION"]\naction = "swap"\n'
+        'reason = "no guest here hibernates"\n'
+    )
+    result = run(*arguments, "--policy", tmp_path / "policy.toml")
+    assert result.code == 0
+    word, values, lines = rows(result)["KVM_REG_ARM_PSCI_VERSION"]
+    assert (word, values) == ("swapped", "0x10003 -> 0x10001")
+    assert any("it was told of SYSTEM_OFF2 (to hibernate), which is gone" in line for line in lines)
+    assert lines[-1].endswith("rule[0]: no guest here hibernates")

@@ -17,7 +17,7 @@ from proxy.judging.verdict import Action, Verdict
             Action.SWAP,
             0x411FD070,
             0x411FD073,
-            "the guest cannot see the swap: it reads the processor's own ",
+            "the swap is not what the guest sees: it reads the processor's own ",
         ),
         ("KVM_REG_ARM_PSCI_VERSION", Action.SWAP, 0x10003, 0x10001, "the guest will find 0x10001 in place of 0x10003"),
         ("KVM_REG_ARM_PSCI_VERSION", Action.SWAP, 0x10003, None, ""),
