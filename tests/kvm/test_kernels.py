@@ -95,6 +95,40 @@ async def test_older_kernel_to_newer_needs_nothing(lab: Lab, tmp_path: Path, ask
         assert set(names(report["changes"], "swap")) <= {"ID_AA64DFR0_EL1"}
 
 
+async def test_a_kernel_that_is_rolled_back(lab: Lab, tmp_path: Path) -> None:
+    """Linux 7.2 told the guest of PSCI 1.3, 6.12 has 1.1; a rule that names it lets the guest go."""
+    newer, older = await lab.host(cpu=N1, suite="sid"), await lab.host(cpu=N1, suite="trixie")
+    rule = '[[rule]]\nregisters = ["KVM_REG_ARM_PSCI_VERSION"]\naction = "swap"\nreason = "no guest hibernates"\n'
+    (tmp_path / "policy.toml").write_text(f"schema_version = 1\n{rule}")
+    judged = ("--host", await learn(tmp_path, older), "--once")
+    async with newer.guest(name="source", image=counter_guest()) as source:
+        await source.wait_counter_moves()
+        async with (
+            older.guest(name="refusing", incoming="tcp:127.0.0.1:0") as destination,
+            running_proxy(wire_uri(await destination.incoming_port()), *judged) as proxy,
+        ):
+            await source.migrate(proxy.uri)
+            assert (await source.wait_migration()).status == "failed"
+            assert await proxy.wait_exit() == 4
+            [report] = proxy.reports()
+            assert report["refused_registers"] == ["KVM_REG_ARM_PSCI_VERSION"]
+            assert "PSCI 1.3 to 1.1: it would lose SYSTEM_OFF2" in report["reason"]
+        await source.wait_counter_moves()
+        async with (
+            older.guest(name="destination", incoming="tcp:127.0.0.1:0") as destination,
+            running_proxy(
+                wire_uri(await destination.incoming_port()), *judged, "--policy", str(tmp_path / "policy.toml")
+            ) as proxy,
+        ):
+            await source.migrate(proxy.uri)
+            assert (await source.wait_migration()).status == "completed", proxy.text()
+            left = await source.counter()
+            assert await destination.wait_counter_moves() > left
+            assert await proxy.wait_exit() == 0
+            [report] = proxy.reports()
+            assert names(report["changes"], "swap") == ["KVM_REG_ARM_PSCI_VERSION"]
+
+
 @BOTH_JUDGES
 async def test_a_mitigation_is_never_lowered(lab: Lab, tmp_path: Path, asked: str) -> None:
     """neoverse-n1 needs no SMCCC_ARCH_WORKAROUND_1, and says so to its guests; cortex-a72 cannot say it."""
