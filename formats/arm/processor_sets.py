@@ -1,13 +1,18 @@
-"""Sets of processors as people write them: `cortex-a57 r1p0..r1p3`, `0x43:0x0af`, or one MIDR_EL1 value."""
+"""Sets of processors as people write them: `cortex-a57 r1p0..r1p3`, `altra`, `0x43:0x0af`, or one MIDR_EL1 value."""
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
 
 from formats.arm.midr import ProcessorId, core_names, parse_midr_el1
+from formats.tables import read_table
 
 _OLDEST: Final = (0, 0)
 _NEWEST: Final = (15, 15)
+_ARCHITECTURE: Final = 0xF
+"""MIDR_EL1 bits 19..16 of all arm64 processors: the ID registers tell what they have."""
+
 _MIDR: Final = re.compile(r"0x[0-9a-f]{1,16}")
 _REVISIONS: Final = re.compile(r"(?P<core>.*?)(?:\s+r(\d+)p(\d+)(?:\s*\.\.\s*r(\d+)p(\d+))?)?")
 _NUMBERS: Final = re.compile(r"(0x[0-9a-f]+)\s*:\s*(0x[0-9a-f]+)")
@@ -39,6 +44,13 @@ class Processors:
         same_core = (processor.implementer, processor.part) == (self.implementer, self.part)
         return same_core and self.first <= (processor.variant, processor.revision) <= self.last
 
+    @property
+    def midr(self) -> int | None:
+        """The MIDR_EL1 value of the one processor that it is; None where it is several."""
+        if self.first != self.last:
+            return None
+        return self.implementer << 24 | self.first[0] << 20 | _ARCHITECTURE << 16 | self.part << 4 | self.first[1]
+
     def __str__(self) -> str:
         one = str(ProcessorId(self.implementer, self.first[0], self.part, self.first[1]))
         if self.first == self.last:
@@ -53,8 +65,9 @@ def parse_processors(text: str) -> Processors:
     """Read a set of processors.
 
     A core is a name as Linux and Arm have it, in any case, with the maker's before it if need be, or
-    `implementer:part` in hexadecimal; `rNpM` or `rNpM..rNpM` after it says which revisions, nothing says all. A single
-    processor may be given by its MIDR_EL1 value.
+    `implementer:part` in hexadecimal; `rNpM` or `rNpM..rNpM` after it says which revisions, nothing says all. The name
+    of a machine or chip stands for its core, and for its revision where all of them have one. A single processor may be
+    given by its MIDR_EL1 value.
 
     Raises:
         UnknownProcessorError: It is nothing of that.
@@ -64,8 +77,11 @@ def parse_processors(text: str) -> Processors:
         return _one(int(wanted, 16), text)
     match = _REVISIONS.fullmatch(wanted)
     assert match is not None  # the pattern takes any text
-    implementer, part = _core(match["core"], text)
+    machine = _machine(match["core"], text)
     _, *numbers = match.groups()
+    if machine is not None and numbers[0] is None:
+        return machine
+    implementer, part = _core(match["core"], text) if machine is None else (machine.implementer, machine.part)
     if numbers[0] is None:
         return Processors(implementer, part)
     first = int(numbers[0]), int(numbers[1])
@@ -83,6 +99,28 @@ def _one(midr: int, text: str) -> Processors:
     return Processors(processor.implementer, processor.part, revision, revision)
 
 
+def _machine(name: str, text: str) -> Processors | None:
+    """Return the core of a machine of that name; None where none is known.
+
+    Raises:
+        UnknownProcessorError: It has cores of several kinds.
+    """
+    cores = read_machines().get(name)
+    if cores is None:
+        return None
+    if len(cores) > 1:
+        raise UnknownProcessorError(
+            f"{text!r} has {len(cores)} kinds of core, {' and '.join(cores)}: name the one that guests are pinned to"
+        )
+    return parse_processors(cores[0])
+
+
+@functools.cache
+def read_machines() -> dict[str, list[str]]:
+    """Return the cores of known machines and chips, by their names in small letters."""
+    return read_table("formats.arm", "machines.toml")
+
+
 def _core(name: str, text: str) -> tuple[int, int]:
     if match := _NUMBERS.fullmatch(name):
         implementer, part = int(match[1], 16), int(match[2], 16)
@@ -96,6 +134,6 @@ def _core(name: str, text: str) -> tuple[int, int]:
         return cores[name]
     import difflib  # for errors only
 
-    close = difflib.get_close_matches(name, cores, n=3)
+    close = difflib.get_close_matches(name, [*cores, *read_machines()], n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; write implementer:part, as in 0x41:0xd07"
     raise UnknownProcessorError(f"{text!r}: no core is known as {name!r}{hint}")

@@ -37,18 +37,21 @@ def register_value(text: str, where: str) -> int:
     return value
 
 
-def parse_midr(text: str, where: str) -> int | None:
-    """Return a processor id from a whitelist; None for the word that stands for streams without one.
+def one_midr(text: str, where: str) -> int:
+    """Return the MIDR_EL1 value of one processor, named as a whitelist names it, or by that value.
 
     Raises:
-        ConfigError: It is neither; `where` names the file and the key, or the option.
+        ConfigError: It names none, or several; `where` names the option.
     """
-    if text.strip().lower() == NO_MIDR:
-        return None
-    midr = register_value(text.strip(), where)
-    if not 0 < midr < 1 << 32:
-        raise ConfigError(f"{where}: {text!r} is no MIDR_EL1 value; write it as 0x411fd070, or {NO_MIDR!r}")
-    return midr
+    processors = whitelisted_processors(text, where)
+    if text.strip().lower().startswith("0x") and ":" not in text:
+        return register_value(text.strip(), where)
+    if processors.midr is None:
+        raise ConfigError(
+            f"{where}: {text!r} is {processors}; say which, with a revision after it, as in 'cortex-a57 r1p3', or as the "
+            "number in MIDR_EL1, 0x411fd073"
+        )
+    return processors.midr
 
 
 def parse_source(text: str, where: str) -> Processors | None:

@@ -19,7 +19,7 @@ from proxy.policy.acceptance import Acceptance, parse_errata, parse_losses
 from proxy.policy.policy import Mode, Policy
 from proxy.policy.rules import Rule, RuleAction, Rules
 from proxy.policy.whitelist import Pairing
-from proxy.settings.register_names import NO_MIDR, droppable_register, invariant_register, parse_midr, parse_source
+from proxy.settings.register_names import NO_MIDR, droppable_register, invariant_register, one_midr, parse_source
 
 _MODES = [mode.value for mode in Mode]
 
@@ -75,7 +75,8 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--allow-midr",
         metavar="ID,...",
         multiple=True,
-        help=f"Whitelist: source processor ids that may come; {NO_MIDR!r} stands for streams that hold none (TCG).",
+        help="Whitelist: source processors that may come, as 0x411fd070, 'cortex-a57 r1p0..r1p3' or altra; "
+        f"{NO_MIDR!r} stands for streams that hold none (TCG).",
     )
     @click.option(
         "--allow-register",
@@ -138,7 +139,11 @@ def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options; it gets them as the argument `options`, a `JudgeOptions`."""
 
     @click.option("--host", type=click.Path(path_type=Path), help="Profile of the destination (see 'host learn').")
-    @click.option("--midr", metavar="ID", help="The destination's processor id, in place of a profile: 0x411fd073.")
+    @click.option(
+        "--midr",
+        metavar="ID",
+        help="The destination's processor, in place of a profile: 0x411fd073, 'cortex-a57 r1p3', altra.",
+    )
     @click.option("--kvm", is_flag=True, help="The destination is this host: ask its KVM what it takes (arm64 only).")
     @vcpu_features_option
     @policy_options
@@ -233,9 +238,7 @@ def _with_options(rules: Rules, added: "list[tuple[int, RuleAction]]") -> Rules:
 
 
 def _destination(path: Path | None, midr: str | None) -> HostProfile | None:
-    value = None if midr is None else parse_midr(midr, "--midr")
-    if midr is not None and value is None:
-        raise ConfigError(f"--midr: {midr!r} is no processor id; write it as 0x411fd073")
+    value = None if midr is None else one_midr(midr, "--midr")
     if path is None:
         return None if value is None else HostProfile("--midr", {MIDR_EL1: value})
     from proxy.hosts.profile_file import load_profile
