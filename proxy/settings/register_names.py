@@ -48,8 +48,8 @@ def one_midr(text: str, where: str) -> int:
         return register_value(text.strip(), where)
     if processors.midr is None:
         raise ConfigError(
-            f"{where}: {text!r} is {processors}; say which, with a revision after it, as in 'cortex-a57 r1p3', or as the "
-            "number in MIDR_EL1, 0x411fd073"
+            f"{where}: {text!r} is {processors}; say which, with a revision after it, as in 'cortex-a57 r1p3', or by "
+            "MIDR_EL1's value, as 0x411fd073"
         )
     return processors.midr
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.lab.netns import Namespace
 
-_LISTENING = re.compile(r"listening on tcp:(\S+):(\d+), ")
+_LISTENING = re.compile(r"listening on (?:tcp:(\S+):(\d+)|(unix:\S+)),")
 _START_TIMEOUT = 20.0
 _POLL = 0.02
 _ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ class Proxy:
         with trio.move_on_after(_START_TIMEOUT):
             while self._process.returncode is None:
                 if match := _LISTENING.search(self.text()):
-                    self.uri = f"tcp:{match[1]}:{match[2]}"
+                    self.uri = match[3] or f"tcp:{match[1]}:{match[2]}"
                     return
                 await trio.sleep(_POLL)
         raise LabError(f"the proxy does not listen (exit code {self._process.returncode}): {self.text()}")
