@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from formats.errors import (
         DeviceStateTooLargeError,
+        EncryptedStreamError,
         ForeignStreamError,
         FormatError,
         MalformedStreamError,
@@ -44,6 +45,7 @@ __all__ = [
     "DecodedField",
     "DeviceState",
     "DeviceStateTooLargeError",
+    "EncryptedStreamError",
     "Event",
     "FileHeader",
     "ForeignStreamError",

@@ -3,6 +3,7 @@
 FormatError
 +-- MalformedStreamError         the bytes are no migration stream, or a broken one
 |   +-- ForeignStreamError       it does not begin as one
+|   |   +-- EncryptedStreamError it begins with a TLS handshake
 |   +-- TruncatedStreamError     it ends before its end
 +-- RefusedStreamError           it may well be sound, but cannot be handled safely
     +-- UnlocatableSectionError  a section whose bounds cannot be told for certain
@@ -45,6 +46,10 @@ class MalformedStreamError(FormatError):
 
 class ForeignStreamError(MalformedStreamError):
     """The bytes do not begin as the main channel of a migration begins."""
+
+
+class EncryptedStreamError(ForeignStreamError):
+    """The bytes begin with a TLS handshake; what is in it cannot be read here."""
 
 
 class TruncatedStreamError(MalformedStreamError):

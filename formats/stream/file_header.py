@@ -3,9 +3,9 @@
 Source: QEMU `migration/savevm.c` (`qemu_savevm_state_header`).
 """
 
-from formats.errors import ForeignStreamError, MalformedStreamError
+from formats.errors import EncryptedStreamError, ForeignStreamError, MalformedStreamError
 from formats.frame.records import FILE_HEADER, FILE_VERSION, HEADER_SIZE, MAGIC, read
-from formats.stream.refusals import FOREIGNERS
+from formats.stream.refusals import FOREIGNERS, TLS_OPENING
 
 
 def read_file_header(data: memoryview, *, ended: bool) -> int | None:
@@ -19,14 +19,15 @@ def read_file_header(data: memoryview, *, ended: bool) -> int | None:
         The header's length in bytes; None when `data` ends before it does.
 
     Raises:
-        ForeignStreamError: This is no migration stream.
+        ForeignStreamError: This is no migration stream, or one in TLS (EncryptedStreamError).
         MalformedStreamError: It is one of another version.
     """
     start = bytes(data[:16])
     if start and not MAGIC.startswith(start[:4]):
         for magic, what, advice in FOREIGNERS:
             if start.startswith(magic):
-                raise ForeignStreamError(f"this is {what}, not a migration stream", offset=0, advice=advice)
+                error = EncryptedStreamError if magic == TLS_OPENING else ForeignStreamError
+                raise error(f"this is {what}, not a migration stream", offset=0, advice=advice)
         open_question = len(start) < len(MAGIC) or any(magic.startswith(start) for magic, _, _ in FOREIGNERS)
         if ended or not open_question:
             raise ForeignStreamError(

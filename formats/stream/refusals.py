@@ -24,9 +24,12 @@ REFUSED_CAPABILITIES: Final[dict[str, str]] = {
     "multifd": "turn the capability multifd off",
 }
 
+TLS_OPENING: Final = b"\x16\x03"
+"""The first bytes of a TLS handshake: record type 22, major version 3. Source: RFC 8446, section 5.1."""
+
 FOREIGNERS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (
-        b"\x16\x03",
+        TLS_OPENING,
         "a TLS handshake",
         "let the proxy end it: run --listen-tls DIR --connect-tls DIR",
     ),

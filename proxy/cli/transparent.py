@@ -53,10 +53,22 @@ def command() -> None:
     multiple=True,
     help="Redirect only what comes from these addresses or networks; with --source, only what goes to them.",
 )
+@click.option(
+    "--local",
+    is_flag=True,
+    help="With --source: redirect what this host sends to itself, too, as migrations between its own QEMUs.",
+)
 @ports_option
 @mark_option
 def rules(
-    *, listen: tuple[str, ...], side: str, tproxy: bool, peers: tuple[str, ...], ports: PortRange, mark: int
+    *,
+    listen: tuple[str, ...],
+    side: str,
+    tproxy: bool,
+    peers: tuple[str, ...],
+    local: bool,
+    ports: PortRange,
+    mark: int,
 ) -> None:
     """Print nftables rules that redirect migrations to a proxy that runs with --transparent.
 
@@ -84,5 +96,5 @@ def rules(
             raise click.UsageError(f"--listen {text}: only TCP connections are redirected")
         listening.append(address)
     networks = tuple(parse_network(part.strip()) for text in peers for part in text.split(","))
-    for line in RuleSet(Side(side), tuple(listening), ports, mark, networks, tproxy).lines():
+    for line in RuleSet(Side(side), tuple(listening), ports, mark, networks, tproxy, local).lines():
         click.echo(line)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.channels.multifd import channel_guest
+from formats.stream.refusals import TLS_OPENING
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.live.server_first import SILENCE, wait_first_word
 from proxy.net.tls.roles import speaks_tls
+from proxy.policy.policy import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -182,6 +184,18 @@ class Arrivals:
         migration.report.known_uuid(guest)
         await migration.channels.carry_multifd(source, opening, session.way.dial)
         return True
+
+    async def carry_unread_channel(self, session: "Session", migration: "Session") -> None:
+        """Carry a further connection of a migration that passes unread; which of its channels it is cannot be told."""
+        await self._under_way.until(lambda: migration.dialled.is_set() or migration not in self._under_way)
+        await migration.channels.carry_multifd(session.source, bytes(session.opening), session.way.dial)
+
+
+def passes_unread(session: "Session") -> bool:
+    """Tell whether a connection speaks TLS that does not end here, and whatever comes may pass: it is only watched."""
+    config = session.config
+    watched = config.tls is None and config.judge.policy.mode is Mode.OBSERVE
+    return watched and bytes(session.opening[: len(TLS_OPENING)]) == TLS_OPENING
 
 
 def _wants_preempt(session: "Session") -> bool:

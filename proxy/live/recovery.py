@@ -16,7 +16,9 @@ PAUSED: Final = (
 class Recovery:
     """Waits for the source to come back, and keeps the connection on which it did."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float | None) -> None:
+        """Make it for one migration; `limit` is how many seconds it waits at most each time, None for ever."""
+        self._limit = limit
         self._waiting: trio.CancelScope | None = None
         self._returned: tuple[Connection, bytes] | None = None
         self._last_call = False
@@ -57,8 +59,13 @@ class Recovery:
             self._waiting.cancel()
 
     async def wait(self) -> None:
-        """Wait until the source is back, or for the last call."""
+        """Wait until the source is back, or for the last call, or as long as it may.
+
+        The migration can be recovered later, too: its source then brings a session of its own.
+        """
         with trio.CancelScope() as self._waiting:
+            if self._limit is not None:
+                self._waiting.deadline = trio.current_time() + self._limit
             if self._last_call:
                 self._waiting.cancel()
             await trio.sleep_forever()

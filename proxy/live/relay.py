@@ -14,7 +14,7 @@ from formats.frame.records import MAGIC
 from formats.stream.file_header import read_file_header
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
-from proxy.live.arrivals import Arrivals, is_recoverable
+from proxy.live.arrivals import Arrivals, is_recoverable, passes_unread
 from proxy.live.server_first import carry
 from proxy.live.session import Session
 from proxy.live.under_way import UnderWay
@@ -216,10 +216,18 @@ class Relay:
         elif is_recovery(session.opening) and (paused := self.under_way.find(session.key, is_recoverable)) is not None:
             self._tell(Arrived.RECOVERY)
             paused.take_back(source, bytes(session.opening))
-        elif self.under_way.draining or self._taken:
+        elif passes_unread(session) and (unread := self.under_way.find(session.key, passes_unread)) is not None:
+            self._tell(Arrived.MULTIFD)
+            await self._arrivals.carry_unread_channel(session, unread)
+        else:
+            await self._serve_new(session, source)
+
+    async def _serve_new(self, session: Session, source: "Connection") -> None:
+        """Carry what belongs to nothing that is under way, if it may come."""
+        if self.under_way.draining or self._taken:
             self._tell(Arrived.REFUSED)
             session.reject()
-        elif not _brings_a_migration(session.opening):
+        elif not _brings_a_migration(session.opening) and not passes_unread(session):
             self._tell(Arrived.GARBAGE)
             self._log.warning(f"{source.name} is refused: {_what_else(session.opening)}")
             session.reject()
@@ -255,7 +263,7 @@ class Relay:
         for watcher in self._watchers:
             watcher.begins(session)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_progress, log, session.report)
+            nursery.start_soon(self._tell_progress, log, session)
             try:
                 await session.run()
             finally:
@@ -267,12 +275,13 @@ class Relay:
                     self.stop()
                 self.under_way.tell_change()
 
-    async def _tell_progress(self, log: "Log", report: "Report") -> None:
+    async def _tell_progress(self, log: "Log", session: Session) -> None:
         while True:
-            before = report.bytes_out
+            before = session.report.bytes_out
             await trio.sleep(_PROGRESS_EVERY)
-            rate = (report.bytes_out - before) / _PROGRESS_EVERY
-            log.info(f"{report.bytes_out >> 20} MiB passed, {rate / (1 << 20):.0f} MiB/s")
+            passed = session.report.bytes_out
+            if not session.recovery.waits:  # it was said once that it is paused
+                log.info(f"{passed >> 20} MiB passed, {(passed - before) / _PROGRESS_EVERY / (1 << 20):.0f} MiB/s")
 
     def _end(self, log: "Log", session: Session, seconds: float) -> None:
         report = session.report

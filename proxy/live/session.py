@@ -54,6 +54,7 @@ class Session:
         config: What the operator had decided when it came.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
         on_warning: Takes one line for the operator, as when the migration pauses.
+        recovery: Where it waits while it is paused in postcopy.
     """
 
     def __init__(self, config: "SessionConfig", source: "Connection") -> None:
@@ -68,7 +69,7 @@ class Session:
         self._source = source
         self._destination: Connection | None = None
         self._leg: Leg | None = None
-        self._recovery = Recovery()
+        self.recovery = Recovery(config.limits.recovery)
         self._all_sent = trio.Event()
         self._opening = memoryview(b"")
         self._left = False
@@ -101,12 +102,8 @@ class Session:
     @property
     def wants_preempt(self) -> bool:
         """Whether a connection that says nothing may be its postcopy-preempt channel."""
-        return (
-            self.dialled.is_set()
-            and self.advised.is_set()
-            and not self.channels.has_preempt
-            and not self._recovery.waits
-        )
+        begun = self.dialled.is_set() and self.advised.is_set()
+        return begun and not self.channels.has_preempt and not self.recovery.waits
 
     # What only migrations need, and not the thousands of connections that may say nothing.
 
@@ -139,14 +136,14 @@ class Session:
 
     def take_back(self, source: "Connection", opening: bytes) -> None:
         """Go on, in postcopy, with a new connection from the source; the one before is dead, noticed or not."""
-        waits = self._recovery.waits
-        self._recovery.bring(source, opening)
+        waits = self.recovery.waits
+        self.recovery.bring(source, opening)
         if not waits:
             self._lose(PeerError("source", "came back on a new connection"))
 
     def last_call(self) -> None:
         """Wait for no recovery any more."""
-        self._recovery.last_call()
+        self.recovery.last_call()
 
     async def welcome(self, tls: "ServerTls") -> None:
         """Shake hands with a source that speaks TLS.
@@ -210,7 +207,7 @@ class Session:
             self._close(clean=clean)
             self._judge.close()
             self.channels.end(clean=clean)
-            self._recovery.reset()
+            self.recovery.reset()
 
     async def _carry(self) -> None:
         """Carry it on as many connections as it takes."""
@@ -218,7 +215,7 @@ class Session:
         if is_recovery(self.opening):
             # Its vCPUs were judged before, by a proxy that is gone; what comes now is memory.
             self._rewriter.recover()
-            self._recovery.bring(self._source, bytes(self.opening))
+            self.recovery.bring(self._source, bytes(self.opening))
             leg = self._next_leg
         while True:
             try:
@@ -245,7 +242,7 @@ class Session:
 
     async def _next_leg(self) -> None:
         """Go on where a postcopy migration was interrupted."""
-        self._source, opening = self._recovery.take()
+        self._source, opening = self.recovery.take()
         self._leg = None
         self._destination = await self._dial()
         self.dialled.set()
@@ -278,10 +275,10 @@ class Session:
         """Wait for the source to come back, or for the last call."""
         self.channels.cut()
         self._close(clean=False)
-        if not self._recovery.returned:
+        if not self.recovery.returned:
             self.on_warning(f"{error}; {PAUSED}")
-            await self._recovery.wait()
-        if not self._recovery.returned:
+            await self.recovery.wait()
+        if not self.recovery.returned:
             raise PeerError(error.peer, f"{str(error).removeprefix(f'the {error.peer} ')}; {PAUSED}")
 
     async def _let_begin(self) -> None:

@@ -28,6 +28,7 @@ class Limits:
         begin: Seconds in which a connection has to say what it is: TLS, and the stream's first bytes.
         idle_ram: Seconds in which nothing may come while the guest's memory is sent; None for no limit.
         idle_state: The same, while the device state is: the guest stands, and nothing can be paused there.
+        recovery: Seconds for which a migration that is paused in postcopy is kept; None for no limit.
     """
 
     migrations: int = 64
@@ -35,6 +36,7 @@ class Limits:
     begin: float = 30.0
     idle_ram: float | None = None
     idle_state: float | None = 60.0
+    recovery: float | None = 600.0
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -36,7 +36,10 @@ class UnderWay:
         return sum(session.dialled.is_set() for session in self._sessions)
 
     def begin(self, session: "Session") -> None:
-        """Add a migration that begins."""
+        """Add a migration that begins; one to the same destination that is paused has nobody to be recovered with."""
+        for other in self._sessions:
+            if other.key[1] == session.key[1] and other.recovery.waits:
+                other.last_call()
         self._sessions.append(session)
         self.tell_change()
 

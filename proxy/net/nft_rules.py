@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 TABLE: Final = "inet vmstate_proxy"
 _ROUTING_TABLE: Final = 4444
+_REDIRECTED_TO: Final = ("127.0.0.1", "::1")
+"""The addresses that an output chain's redirect gives."""
+
 _SYN: Final = "tcp flags & (fin | syn | rst | ack) == syn"
 
 
@@ -48,6 +51,7 @@ class RuleSet:
         mark: The firewall mark of the proxy's own connections.
         peers: Networks, one of which the migration's other end has to be in; empty for anywhere.
         tproxy: Whether connections are handed over as they are, and not by translating addresses.
+        local: Whether, on the source host, what it sends to itself is meant, too.
     """
 
     side: Side
@@ -56,6 +60,7 @@ class RuleSet:
     mark: int = DEFAULT_MARK
     peers: "tuple[IpNetwork, ...]" = ()
     tproxy: bool = False
+    local: bool = False
 
     def check(self) -> None:
         """See that what is redirected will arrive.
@@ -63,14 +68,19 @@ class RuleSet:
         Raises:
             ConfigError: It would not.
         """
+        if self.local and self.side is not Side.SOURCE:
+            raise ConfigError("--local: what a host sends to itself passes by on its way out only, with --source")
         if self.tproxy and self.side is Side.SOURCE:
             raise ConfigError("--tproxy: the kernel has it for what comes in, not for what this host sends")
         for address in self.listening:
             host = _number(address)
             if not address.port:
                 raise ConfigError(f"--listen {address}: give the port that the proxy listens on")
-            if address.port in self.ports:
-                raise ConfigError(f"--listen {address}: ports {self.ports} are those of the destinations; take another")
+            if address.port in self.ports and host.is_unspecified:
+                raise ConfigError(
+                    f"--listen {address}: ports {self.ports} are those of the destinations; take another, or listen at "
+                    "one address only, where no destination does"
+                )
             if self.tproxy or host.is_unspecified:
                 continue
             if self.side is Side.SOURCE and not host.is_loopback:
@@ -166,7 +176,8 @@ class RuleSet:
         family = "ip" if host.version == 4 else "ip6"
         yield f"meta nfproto ipv{host.version}"
         # Only a host's own ports are meant: connections of its virtual machines come by here, too.
-        yield "fib daddr type local" if self.side is Side.DESTINATION else "fib daddr type != local"
+        if not self.local:
+            yield "fib daddr type local" if self.side is Side.DESTINATION else "fib daddr type != local"
         if peers is not None:
             yield f"{family} {'daddr' if self.side is Side.SOURCE else 'saddr'}"
             yield f"{{ {', '.join(map(str, peers))} }}"
@@ -176,7 +187,7 @@ class RuleSet:
             yield _SYN
             yield f"tproxy {family} to {'' if host.is_unspecified else number}:{address.port}"
             yield f"meta mark set {self._routing_mark:#x} accept" if self._routed else "accept"
-        elif host.is_unspecified or self.side is Side.SOURCE:
+        elif host.is_unspecified or str(host) in _REDIRECTED_TO:
             yield f"redirect to :{address.port}"
         else:
             yield f"dnat {family} to {number}:{address.port}"

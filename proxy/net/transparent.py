@@ -55,6 +55,7 @@ class Redirection:
     def __init__(self, ports: "PortRange", mark: int = DEFAULT_MARK) -> None:
         self.ports = ports
         self.mark = mark
+        self._listening: set[TcpAddress] = set()
         self._dialled: weakref.WeakSet[SocketConnection | TlsConnection] = weakref.WeakSet()
 
     def __str__(self) -> str:
@@ -65,16 +66,18 @@ class Redirection:
 
         Raises:
             ConfigError: CAP_NET_ADMIN is missing, a socket does not listen for TCP, or its port is one of the
-                redirected.
+                redirected, and it listens on that at every address.
         """
         for one in bounds:
             if one.socket is None or not one.listens or one.socket.family not in _TRANSPARENT:
                 raise ConfigError(f"cannot listen on {one.name}: --transparent takes TCP connections only")
-            if one.socket.getsockname()[1] in self.ports:
+            host, port = one.socket.getsockname()[:2]
+            if port in self.ports and ipaddress.ip_address(host).is_unspecified:
                 raise ConfigError(
                     f"cannot listen on {one.name}: ports {self.ports} are those of the destinations; listen on "
-                    "another one"
+                    "another one, or at one address only, where no destination does"
                 )
+            self._listening.add(TcpAddress(host, port))
             try:
                 one.socket.setsockopt(*_TRANSPARENT[socket.AddressFamily(one.socket.family)], 1)
             except OSError as error:
@@ -95,7 +98,7 @@ class Redirection:
             raise RefusedError("it is no TCP connection, and cannot have been redirected")
         own = _own_address(source)
         address = _tracked(source) or own
-        if address.port in self.ports:
+        if address.port in self.ports and address not in self._listening:
             return address
         if address == own:
             raise RefusedError(

@@ -34,6 +34,8 @@ class Outcome(enum.StrEnum):
     REWRITTEN = "rewritten"
     UNCHANGED = "unchanged"
     REFUSED = "refused"
+    UNREAD = "unread"
+    """It is in TLS that does not end here, and passed as it came; only where nothing but watching is asked for."""
     FAILED = "failed"
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from formats.errors import FormatError
+from formats.errors import EncryptedStreamError, FormatError
 from formats.frame.event import NEED_DATA, Raw
 from formats.frame.records import CommandType
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
@@ -62,13 +62,11 @@ class Rewriter(Progress):
 
         Args:
             judge: Knows the destination and the policy.
-            live: Whether a migration hangs on it. Then a stream without a return path is refused, and so is a
-                mapped-ram stream, whose place is a file; and a mere observer passes on what it cannot read instead of
-                ending the migration.
+            live: Whether a migration hangs on it. Then a stream without a return path is refused, and a mapped-ram
+                stream, whose place is a file; and a mere observer passes on what it cannot read, and ends nothing.
             allow_no_return_path: Whether a live stream without a return path may pass.
             device_state_limit: Bytes of device state held at most.
-            source: What the guests of the source look like, where it is known ahead. Postcopy is then judged by it when
-                it is announced, too, while the guest still runs.
+            source: What the source's guests look like, where it is known ahead; announced postcopy is judged by it.
             defer: Whether the caller looks at `must_judge` after each call, so that it can ask the kernel elsewhere.
             take_trailing: Whether more may follow the end of the stream, as in a file. It keeps its place there: where
                 registers were left out, so many zeroes go before it.
@@ -342,6 +340,9 @@ class Rewriter(Progress):
         report = self.report
         report.reason, report.cause = str(error), cause_of(error)
         report.exit_code = exit_code_of(error)
+        if self._keep_going and isinstance(error, EncryptedStreamError):
+            report.outcome, report.exit_code, report.cause = Outcome.UNREAD, ExitCode.OK, None
+            return
         report.outcome = Outcome.REFUSED if report.exit_code is ExitCode.REFUSED else Outcome.FAILED
         if report.outcome is Outcome.REFUSED and self._keep_going:
             report.outcome, report.exit_code, report.cause = Outcome.UNCHANGED, ExitCode.OK, None

@@ -33,6 +33,7 @@ _WAYS: Final = ("in", "out", "channels")
 _CAUSES: Final = {
     Outcome.REWRITTEN: ("none",),
     Outcome.UNCHANGED: ("none",),
+    Outcome.UNREAD: ("none",),
     Outcome.REFUSED: (Cause.POLICY, Cause.UNSUPPORTED),
     Outcome.FAILED: (Cause.MALFORMED, Cause.SOURCE, Cause.DESTINATION, Cause.KVM, Cause.STOPPED, Cause.INTERNAL),
 }
@@ -98,6 +99,12 @@ class Metrics(Watcher):
         """How many migrations are under way."""
         return len(self._under_way)
 
+    @property
+    def paused(self) -> int:
+        """How many of them are paused in postcopy, and wait for their source."""
+        with self._lock:
+            return sum(session.recovery.waits for session in self._under_way)
+
     def bytes(self) -> dict[str, int]:
         """Return how many bytes have passed, those of the migrations under way among them."""
         with self._lock:
@@ -156,6 +163,9 @@ class _Now(Collector):
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             f"{_NAME}_migrations_under_way", "Migrations that are under way.", self._metrics.under_way
+        )
+        yield GaugeMetricFamily(
+            f"{_NAME}_migrations_paused", "Migrations under way that are paused in postcopy.", self._metrics.paused
         )
         passed = CounterMetricFamily(f"{_NAME}_bytes", "Bytes in, out, and out on channels.", labels=["way"])
         for way, count in self._metrics.bytes().items():

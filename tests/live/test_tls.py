@@ -156,3 +156,29 @@ async def test_a_destination_that_is_not_trusted_gets_nothing(tmp_path: Path) ->
             await it.source.wait_counter_moves()
     assert "its certificate is not taken" in report["reason"]
     assert report["bytes_out"] == 0
+
+
+@pytest.mark.parametrize("capabilities", [PLAIN, MULTIFD], ids=["one connection", "multifd"])
+async def test_an_observer_passes_tls_unread_as_one_migration(tmp_path: Path, capabilities: Mapping[str, bool]) -> None:
+    """The two ends speak TLS with each other; the proxy has no part in it, and says so."""
+    authority = Authority()
+    shown, served = authority.folder(tmp_path / "source", "client"), authority.folder(tmp_path / "there", "server")
+    async with (
+        running_vm(name="source", guest=counter_guest(touch_pages=2000), extra=credentials(shown, "client")) as source,
+        running_vm(name="destination", incoming="defer", extra=credentials(served, "server")) as destination,
+    ):
+        await destination.listen(capabilities=capabilities, parameters={"tls-creds": "tls0"})
+        await source.wait_counter_moves()
+        uri = wire_uri(await destination.incoming_port())
+        async with running_proxy(uri, "--mode", "observe", "--once") as proxy:
+            parameters = {"tls-creds": "tls0", "tls-hostname": "127.0.0.1"}
+            await source.migrate(proxy.uri, capabilities=capabilities, parameters=parameters)
+            assert (await source.wait_migration(60)).status == "completed", proxy.text()
+            left = await source.counter()
+            assert await destination.wait_counter_moves() > left
+            assert await proxy.wait_exit() == 0, proxy.text()
+            [report] = proxy.reports()
+    assert report["outcome"] == "unread"
+    assert "this is a TLS handshake" in report["reason"]
+    assert report["cause"] is None
+    assert report["channels"] == (2 if capabilities else 0)

@@ -160,6 +160,25 @@ async def test_a_router_between_the_hosts_redirects(tmp_path: Path, family: int,
             assert proxy.reports()[0]["outcome"] == "rewritten"
 
 
+@pytest.mark.parametrize("listen", ["tcp:127.0.0.1:4444", "tcp:127.0.0.9:49200"], ids=["elsewhere", "within ports"])
+async def test_between_two_qemus_of_one_host(tmp_path: Path, listen: str) -> None:
+    profile = await learn(tmp_path, "cortex-a72")
+    way = Way(True, ("--listen", listen), ("--source", "--local"))
+    async with (
+        namespaces(1) as (host,),
+        running_vm(name="source", guest=counter_guest(touch_pages=2000), namespace=host) as source,
+        running_vm(name="destination", cpu="cortex-a72", incoming="tcp:127.0.0.1:49152", namespace=host) as destination,
+        proxy_at(host, way, "--host", profile, *REPAIR, "--once") as proxy,
+    ):
+        await source.wait_counter_moves()
+        await source.migrate("tcp:127.0.0.1:49152")
+        assert (await source.wait_migration(MIGRATION_LIMIT)).status == "completed", proxy.text()
+        await destination.wait_counter_moves()
+        assert await proxy.wait_exit() == 0
+        [report] = proxy.reports()
+    assert report["outcome"] == "rewritten"
+
+
 async def test_two_migrations_at_once_keep_their_channels_and_their_ways(tmp_path: Path) -> None:
     """And neither loading the rules again nor the lack of any capability but CAP_NET_ADMIN disturbs them."""
     profile = await learn(tmp_path, "cortex-a72")

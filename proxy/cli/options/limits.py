@@ -55,6 +55,15 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
         show_default=True,
         help="The same, while the device state is sent and the guest stands; 0 for never.",
     )
+    @click.option(
+        "--recovery-wait",
+        metavar="SECONDS",
+        type=_SECONDS,
+        default=DEFAULT_LIMITS.recovery or 0,
+        show_default=True,
+        help="How long a migration that is paused in postcopy is kept for its source to come back; 0 for as long as it "
+        "takes. It can be recovered through the proxy later, too, with a report of its own.",
+    )
     @functools.wraps(command)
     def wrapper(
         *args: Any,  # noqa: ANN401 - click's
@@ -63,9 +72,17 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
         begin_within: float,
         idle_ram: float,
         idle_state: float,
+        recovery_wait: float,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        limits = Limits(max_migrations, max_connections, begin_within, idle_ram or None, idle_state or None)
+        limits = Limits(
+            migrations=max_migrations,
+            connections=max_connections,
+            begin=begin_within,
+            idle_ram=idle_ram or None,
+            idle_state=idle_state or None,
+            recovery=recovery_wait or None,
+        )
         return command(*args, limits=limits, **kwargs)
 
     return wrapper

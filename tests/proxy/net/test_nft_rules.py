@@ -59,6 +59,18 @@ def test_an_address_of_the_host_s_own_is_where_they_go() -> None:
     assert six.endswith(" dnat ip6 to [fd00::2]:4444")
 
 
+def test_what_a_host_sends_to_itself_is_meant_where_that_is_asked_for() -> None:
+    *_, rule = statements(RuleSet(SOURCE, at("tcp:127.0.0.1:4444"), local=True))
+    assert rule == "meta nfproto ipv4 tcp dport 49152-49215 redirect to :4444"
+
+
+def test_a_port_of_the_destinations_may_be_listened_on_at_one_address() -> None:
+    *_, rule = statements(RuleSet(SOURCE, at("tcp:127.0.0.9:49200")))
+    assert rule.endswith("fib daddr type != local tcp dport 49152-49215 dnat ip to 127.0.0.9:49200")
+    *_, rule = statements(RuleSet(DESTINATION, at("tcp:10.0.0.7:49200")))
+    assert rule.endswith("dnat ip to 10.0.0.7:49200")
+
+
 def test_tproxy_takes_first_packets_only() -> None:
     *_, four, six = statements(RuleSet(DESTINATION, at("tcp:127.0.0.1:4444", "tcp:[::]:4444"), tproxy=True))
     syn = "tcp flags & (fin | syn | rst | ack) == syn"
@@ -90,6 +102,7 @@ def test_the_comment_says_how_to_run_the_proxy(extra: dict[str, object]) -> None
         (RuleSet(DESTINATION, at("tcp:0.0.0.0:0")), "give the port"),
         (RuleSet(DESTINATION, at("tcp:0.0.0.0:49200")), "take another"),
         (RuleSet(DESTINATION, at("tcp:localhost:4444")), "need a number"),
+        (RuleSet(DESTINATION, at("tcp:0.0.0.0:4444"), local=True), "--local: .*with --source"),
     ],
 )
 def test_rules_that_lead_nowhere_are_refused(rules: RuleSet, says: str) -> None:

@@ -84,11 +84,26 @@ async def test_another_connection_from_the_same_port_is_not_the_own() -> None:
 
 
 def test_the_listening_port_may_not_be_one_of_the_destinations() -> None:
-    with bound([parse_address("tcp:127.0.0.1:0")]) as [one]:
+    with bound([parse_address("tcp:0.0.0.0:0")]) as [one]:
         assert one.socket is not None
         port = one.socket.getsockname()[1]
         with pytest.raises(ConfigError, match="are those of the destinations"):
             Redirection(PortRange(port, port)).prepare([one])
+
+
+async def test_at_one_address_it_may_be_and_what_goes_there_is_the_proxys_own() -> None:
+    with bound([parse_address("tcp:127.0.0.9:0")]) as [one]:
+        assert one.socket is not None
+        port = one.socket.getsockname()[1]
+        redirection = Redirection(PortRange(port, port))
+        redirection.prepare([one])
+        client = socket.create_connection(("127.0.0.9", port))
+        accepted, _ = one.socket.accept()
+        connection = SocketConnection("source", trio.socket.from_stdlib_socket(accepted))
+        with pytest.raises(RefusedError, match="it was not redirected, but made to the proxy itself"):
+            redirection.destination_of(connection)
+        connection.close()
+        client.close()
 
 
 def test_only_tcp_is_listened_on() -> None:
