@@ -81,6 +81,22 @@ class Proxy:
         """Send the proxy a signal."""
         self._process.send_signal(number)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.returncode is not None
+
+    def resources(self) -> tuple[int, int, int]:
+        """How many descriptors and threads it has, and how many KiB are resident."""
+        proc = Path(f"/proc/{self.pid}")
+        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+        return len(list((proc / "fd").iterdir())), int(status["Threads"]), int(status["VmRSS"].split()[0])
+
     def peak_resident_bytes(self) -> int:
         """The most memory that the proxy has had resident so far."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()

@@ -85,8 +85,8 @@ class Image:
             f"there are {', '.join(repr(one.name) for one in self.snapshots)}" if self.snapshots else "there are none"
         )
 
-    def table(self, offset: int, size: int) -> bytes:
-        """Read a table.
+    def table(self, offset: int, size: int, skipped: int = 0) -> bytes:
+        """Read a table of `size` bytes, but for the first `skipped` ones.
 
         Raises:
             MalformedStreamError: It begins at no cluster's start, or the file ends within it.
@@ -94,9 +94,11 @@ class Image:
         """
         if offset % self.header.cluster_size:
             raise MalformedStreamError("a table of this qcow2 image begins at no cluster's start", offset=offset)
-        found = read_at(self.file, offset, size)
-        if len(found) < size:
-            raise MalformedStreamError("this qcow2 image ends within one of its tables", offset=offset + len(found))
+        found = read_at(self.file, offset + skipped, size - skipped)
+        if len(found) < size - skipped:
+            raise MalformedStreamError(
+                "this qcow2 image ends within one of its tables", offset=offset + skipped + len(found)
+            )
         return found
 
     def refcount(self, place: int) -> int:

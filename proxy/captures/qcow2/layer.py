@@ -17,8 +17,15 @@ class Layer:
         tables: Where its L2 tables are in the file; None for one that it does not have.
     """
 
-    def __init__(self, image: "Image", l1_table_offset: int, l1_size: int, disk_size: int) -> None:
+    def __init__(self, image: "Image", l1_table_offset: int, l1_size: int, disk_size: int, state_size: int) -> None:
         """Read what its L1 table has behind the disk.
+
+        Args:
+            image: The image.
+            l1_table_offset: Where its L1 table is in the file.
+            l1_size: Entries of that.
+            disk_size: Bytes of its disk.
+            state_size: Bytes of VM state that are asked for; what lies behind them is not looked at.
 
         Raises:
             MalformedStreamError: The file ends before.
@@ -26,7 +33,8 @@ class Layer:
         """
         self._image = image
         first = qcow2.first_l1_entry(image.header, disk_size)
-        l1 = image.table(l1_table_offset, l1_size * 8)[first * 8 :] if l1_size > first else b""
+        last = min(l1_size, first - -state_size // image.header.l2_span)
+        l1 = image.table(l1_table_offset, last * 8, first * 8) if last > first else b""
         self.tables = [qcow2.table_at(int.from_bytes(l1[at : at + 8], "big")) for at in range(0, len(l1), 8)]
         self._read: dict[int, bytes] = {}
 

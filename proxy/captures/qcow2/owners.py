@@ -23,9 +23,10 @@ class Owners:
         """Read the layers' tables. Raises as `Layer` does."""
         header = image.header
         self._image = image
-        self._active = Layer(image, header.l1_table_offset, header.l1_size, header.size)
+        size = snapshot.vm_state_size
+        self._active = Layer(image, header.l1_table_offset, header.l1_size, header.size, size)
         self._snapshots = [
-            (one, Layer(image, one.l1_table_offset, one.l1_size, one.disk_size)) for one in image.snapshots
+            (one, Layer(image, one.l1_table_offset, one.l1_size, one.disk_size, size)) for one in image.snapshots
         ]
         self._of = snapshot
         self._given: dict[int, int] = {}

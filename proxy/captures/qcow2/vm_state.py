@@ -34,7 +34,7 @@ class VmState:
         self._image = image
         self._snapshot = snapshot
         self._position = 0
-        self._layer = Layer(image, snapshot.l1_table_offset, snapshot.l1_size, snapshot.disk_size)
+        self._layer = Layer(image, snapshot.l1_table_offset, snapshot.l1_size, snapshot.disk_size, self.size)
         self._owners: Owners | None = None
         if self._layer.span < self.size:
             raise MalformedStreamError(
