@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.lab.qmp import LabError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from random import Random
@@ -26,8 +28,8 @@ class Scene:
 
     Attributes:
         killed: Who was killed, by their names.
-        cancelled: Whether the source was told to cancel.
         rng: Chooses durations.
+        at_fault: How many bytes the proxy had been given when the fault had come about.
     """
 
     source: Vm
@@ -38,7 +40,7 @@ class Scene:
     nursery: trio.Nursery
     rng: Random
     killed: set[str]
-    cancelled: bool = False
+    at_fault: int | None = None
 
 
 async def kill(scene: Scene, who: str) -> None:
@@ -84,13 +86,14 @@ async def slow(scene: Scene, which: str) -> None:
 
 
 async def cancel(scene: Scene) -> None:
-    scene.cancelled = True
-    scene.nursery.start_soon(_cancel, scene.source)
+    scene.nursery.start_soon(_cancel, scene)
 
 
-async def _cancel(source: Vm) -> None:
-    with suppress(Exception):  # it may be over, or the source gone
-        await source.qmp("migrate_cancel")
+async def _cancel(scene: Scene) -> None:
+    """The source goes on meanwhile; where its whole stream arrives all the same, it had sent that before it heard."""
+    scene.at_fault = None
+    with suppress(LabError):
+        await scene.source.qmp("migrate_cancel")
 
 
 async def signalled(scene: Scene, number: signal.Signals) -> None:

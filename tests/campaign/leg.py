@@ -122,6 +122,7 @@ class Leg:
 async def open_leg() -> AsyncIterator[Leg]:
     """Open a leg at a port of the loopback."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
     leg = Leg(listener.socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(leg.serve, listener, nursery)

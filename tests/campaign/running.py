@@ -26,6 +26,10 @@ LIMIT = 60.0
 """Seconds after which a migration that is not over hangs."""
 
 _SETTLED = 1.0
+_FEW = 1000
+_PAGES = 2500
+"""Pages of 4 KiB that a guest has written; more than sockets hold."""
+
 _LAST = 70_000
 """Bytes at the end of a stream among which its device state and vmdesc are."""
 
@@ -112,11 +116,11 @@ class Campaign:
         rng: random.Random,
         sizes: tuple[int, int],
     ) -> tuple[Row, tuple[int, int]]:
-        guest = counter_guest(touch_pages=150)
+        guest = counter_guest(touch_pages=_PAGES)
         before = len(proxy.reports()) if proxy.report.exists() else 0
         async with (
-            running_vm(name="source", guest=guest, memory_mib=32) as source,
-            running_vm(name="destination", cpu="cortex-a72", memory_mib=32, incoming="tcp:127.0.0.1:0") as destination,
+            running_vm(name="source", guest=guest) as source,
+            running_vm(name="destination", cpu="cortex-a72", incoming="tcp:127.0.0.1:0") as destination,
             trio.open_nursery() as nursery,
         ):
             await source.wait_counter_moves(30)
@@ -124,11 +128,10 @@ class Campaign:
             far.begin(await destination.incoming_port())
             scene = Scene(source, destination, proxy, near, far, nursery, rng, set())
             leg, way, byte = self._where(rng, sizes)
-            at_fault: list[int] = []
             if fault is not None:
 
                 async def act() -> None:
-                    at_fault.append(far.passed[0])
+                    scene.at_fault = near.passed[0]
                     await FAULTS[fault](scene)
 
                 chosen = near if leg == "near" else far
@@ -136,7 +139,7 @@ class Campaign:
             await source.migrate(wire_uri(near.port))
             over = await self._wait_over(source, destination)
             await trio.sleep(_SETTLED)
-            verdict = await _verdict(scene, over=over, released=not at_fault or far.passed[0] - at_fault[0] < 1000)
+            verdict = await _verdict(scene, over=over)
             said = await _said(source), await _said(destination)
             outcome = "" if proxy.ended else await _outcome(proxy, before, near)
             nursery.cancel_scope.cancel()
@@ -167,9 +170,11 @@ class Campaign:
         return False
 
 
-async def _verdict(scene: Scene, *, over: bool, released: bool) -> str:
+async def _verdict(scene: Scene, *, over: bool) -> str:
     here, there = await _runs(scene.source), await _runs(scene.destination)
     if here and there:
+        # The proxy had all of the stream before, but for a few bytes, and so may have passed the device state on.
+        released = scene.at_fault is None or scene.far.passed[0] - scene.at_fault < _FEW
         return "last window" if released else "TWO GUESTS"
     if here or there:
         return "one guest" if over or "source" in scene.killed else "HANGS"

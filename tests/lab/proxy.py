@@ -54,7 +54,7 @@ class Proxy:
         """The reports written so far."""
         return [checked_report(line) for line in self.report.read_text().splitlines()]
 
-    async def wait_reports(self, count: int, limit: float = 20) -> list[dict[str, Any]]:
+    async def wait_reports(self, count: int, limit: float = 60) -> list[dict[str, Any]]:
         """Wait until that many migrations ended."""
         with trio.move_on_after(limit):
             while len(self.reports()) < count:
@@ -63,7 +63,7 @@ class Proxy:
             raise LabError(f"{count} reports were expected, the proxy wrote {len(self.reports())}: {self.text()}")
         return self.reports()
 
-    async def wait_text(self, text: str, limit: float = 20) -> None:
+    async def wait_text(self, text: str, limit: float = 60) -> None:
         """Wait until the proxy has written that text on standard error."""
         with trio.move_on_after(limit):
             while text not in self.text():
@@ -71,7 +71,7 @@ class Proxy:
         if text not in self.text():
             raise LabError(f"the proxy did not say {text!r}: {self.text()}")
 
-    async def wait_exit(self, limit: float = 20) -> int:
+    async def wait_exit(self, limit: float = 60) -> int:
         """Wait until the proxy has ended and return its exit code."""
         with trio.move_on_after(limit):
             return await self._process.wait()

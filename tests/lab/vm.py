@@ -120,7 +120,7 @@ class Vm:
         """Whether QEMU is gone."""
         return self.returncode is not None
 
-    async def wait_exit(self, limit: float = 10) -> int:
+    async def wait_exit(self, limit: float = 30) -> int:
         """Wait until QEMU is gone and return its returncode.
 
         Raises:
@@ -184,7 +184,7 @@ class Vm:
         """Read the processor id (MIDR_EL1) that the guest last saw."""
         return await self.read_u64(MIDR_ADDRESS)
 
-    async def wait_counter_moves(self, limit: float = 10) -> int:
+    async def wait_counter_moves(self, limit: float = 30) -> int:
         """Wait until the counter grows, which shows that the guest runs, and return it.
 
         Raises:
@@ -200,7 +200,7 @@ class Vm:
         status = await self.status()
         raise LabTimeoutError(f"{self.name}: counter stood at {first} for {limit} s, status {status}")
 
-    async def wait_midr(self, value: int, limit: float = 10) -> None:
+    async def wait_midr(self, value: int, limit: float = 30) -> None:
         """Wait until the guest, which looks at each lap, has seen a processor id.
 
         Raises:
@@ -251,7 +251,7 @@ class Vm:
         )
         await self.qmp("migrate", uri=uri)
 
-    async def wait_migration(self, limit: float = 20) -> MigrationOutcome:
+    async def wait_migration(self, limit: float = 90) -> MigrationOutcome:
         """Wait on the source for the end of the migration. A failure is an outcome, not an exception.
 
         Raises:
