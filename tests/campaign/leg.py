@@ -124,7 +124,7 @@ async def open_leg() -> AsyncIterator[Leg]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
     leg = Leg(listener.socket.getsockname()[1])
-    async with trio.open_nursery() as nursery:
+    async with listener, trio.open_nursery() as nursery:
         nursery.start_soon(leg.serve, listener, nursery)
         yield leg
         nursery.cancel_scope.cancel()
