@@ -43,9 +43,12 @@ def one_midr(text: str, where: str) -> int:
     Raises:
         ConfigError: It names none, or several; `where` names the option.
     """
+    if _NUMBER.fullmatch(text.strip()):
+        midr = register_value(text.strip(), where)
+        if not 0 < midr < 1 << 32:
+            raise ConfigError(f"{where}: {text!r} is no MIDR_EL1 value: it has 32 bits, as 0x411fd070 has")
+        return midr
     processors = whitelisted_processors(text, where)
-    if text.strip().lower().startswith("0x") and ":" not in text:
-        return register_value(text.strip(), where)
     if processors.midr is None:
         raise ConfigError(
             f"{where}: {text!r} is {processors}; say which, with a revision after it, as in 'cortex-a57 r1p3', or by "

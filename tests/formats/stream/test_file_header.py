@@ -3,6 +3,7 @@
 import pytest
 
 from formats.errors import ForeignStreamError, MalformedStreamError
+from formats.frame.records import MAGIC
 from formats.stream.file_header import read_file_header
 from formats.stream.refusals import FOREIGNERS
 from tests.streams import FILE_HEADER, be32
@@ -28,6 +29,8 @@ def test_another_version(version: int) -> None:
 def test_a_stream_of_another_kind(magic: bytes, what: str, advice: str) -> None:
     for length in range(1, len(magic)):
         assert read_file_header(memoryview(magic[:length]), ended=False) is None
+        if MAGIC.startswith(magic[:length]):
+            continue  # so begins a migration, too
         with pytest.raises(ForeignStreamError, match="no migration stream: it begins with"):
             read_file_header(memoryview(magic[:length]), ended=True)
     with pytest.raises(ForeignStreamError) as caught:
