@@ -287,7 +287,7 @@ class Session:
         QEMU 7.2 reads nothing before it has that channel, and would wait for ever; others need it no more, or listen no
         more. Source: QEMU 7.2 `migration/migration.c` (`migration_ioc_process_incoming`).
         """
-        lacks_it = self.dialled.is_set() and self._rewriter.postcopy_advised and not self.channels.has_preempt
+        lacks_it = self.dialled.is_set() and self._rewriter.postcopy_advised and not self.channels.preempt_reached
         if lacks_it and not isinstance(self.way.address, FdAddress | StdioAddress):
             with trio.move_on_after(_LET_BEGIN_PATIENCE), suppress(PeerError):
                 (await self.way.dial()).close()
@@ -315,8 +315,8 @@ class Session:
         return connection
 
     def _lose(self, error: PeerError) -> None:
-        """End the leg at hand."""
-        if self._leg is not None:
+        """End the leg at hand; once the destination has said that it has the guest, no loss takes that back."""
+        if self._leg is not None and self._shut != 0:
             self._leg.lose(error)
 
     @property

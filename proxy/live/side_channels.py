@@ -32,11 +32,17 @@ class SideChannels:
             lose: Ends the migration.
         """
         self.has_preempt = False
+        self._preempt: Channel | None = None
         self._all_sent = all_sent
         self._report = report
         self._lose = lose
         self._channels: set[Channel] = set()
         self._carried = 0
+
+    @property
+    def preempt_reached(self) -> bool:
+        """Whether the postcopy-preempt channel has come to the destination, too."""
+        return self.has_preempt and self._preempt is not None and self._preempt.dialled
 
     @property
     def carried(self) -> int:
@@ -59,7 +65,7 @@ class SideChannels:
         """Carry the postcopy-preempt channel to its end; return whether the destination took it as one."""
         channel = Channel(dial, source, self._all_sent)
         self._channels.add(channel)
-        self.has_preempt = True
+        self.has_preempt, self._preempt = True, channel
         self._report.channels += 1
         try:
             await channel.run(b"")
