@@ -144,7 +144,8 @@ class DeviceStateReader:
 
     def _before_the_rest(self, end: int, sections: list[DeviceSection], vmdesc: Vmdesc | None) -> DeviceState:
         """Release what is held before an end, and leave the rest for what comes after it."""
-        self._in.data = memoryview(self._hold.cut(end) + bytes(self._in.data))
+        rest = self._hold.cut(end)
+        self._in.data = memoryview(rest + self._in.data if len(self._in.data) else rest)
         return self._released(sections, vmdesc)
 
     def _read_without_vmdesc(self) -> DeviceState | None:

@@ -50,4 +50,5 @@ class Trailing:
 def is_zero(data: Raw) -> bool:
     """Tell whether all bytes are zero."""
     zeroes = bytes(min(len(data), _STEP))
-    return all(data[at : at + _STEP] == zeroes[: len(data) - at] for at in range(0, len(data), _STEP))
+    # As bytes: views are compared element by element.
+    return all(bytes(data[at : at + _STEP]) == zeroes[: len(data) - at] for at in range(0, len(data), _STEP))

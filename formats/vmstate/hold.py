@@ -167,7 +167,8 @@ class DeviceStateHold:
 
     def cut(self, end: int) -> bytes:
         """Take out the bytes from `end` on."""
-        rest = bytes(self._held[end:])
+        with memoryview(self._held) as held:
+            rest = bytes(held[end:])
         del self._held[end:]
         return rest
 
