@@ -132,7 +132,7 @@ def _write_what_differs(target: int, place: int, piece: "Raw") -> None:
     """Write a piece to a place; holes stay holes where it has zeroes."""
     view = memoryview(piece)
     for start in range(0, len(view), _LOOKED_AT):
-        part = view[start : start + _LOOKED_AT]
+        part = bytes(view[start : start + _LOOKED_AT])  # views are compared element by element
         if read_at(target, place + start, len(part)) != part:
             write_at(target, place + start, part)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final, Protocol
 
@@ -14,6 +15,7 @@ from formats.stream.events import AnyEvent, Configuration, TrailingBytes
 from formats.stream.trailing import Trailing
 from formats.vmstate.device_state import DeviceState
 from formats.vmstate.vcpus import open_vcpus
+from proxy.errors import ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,13 +144,13 @@ def step_over_hole(source: "Source", length: int) -> int:
 def count_the_rest(source: "Source", trailing: Trailing) -> None:
     """Take note of what follows a stream, from where the source was read to; it is not read where it can be sought in.
 
-    Raises:
-        OSError: It cannot be read.
+    The guest is where it goes by then, so what cannot be read of this is no error any more: it is not counted.
     """
-    skipped = step_over(source, ANY_LENGTH)
-    trailing.add(TrailingBytes(0, b"", length=skipped.length, zeroes=skipped.zeroes))
-    for chunk in _chunks(source):
-        trailing.add(TrailingBytes(0, chunk, length=len(chunk)))
+    with suppress(ProxyError, OSError):
+        skipped = step_over(source, ANY_LENGTH)
+        trailing.add(TrailingBytes(0, b"", length=skipped.length, zeroes=skipped.zeroes))
+        for chunk in _chunks(source):
+            trailing.add(TrailingBytes(0, chunk, length=len(chunk)))
 
 
 def _is_hole(source: "Source", start: int, end: int) -> bool:

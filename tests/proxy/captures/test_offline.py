@@ -10,9 +10,10 @@ import pytest
 from formats.arm.sysreg import MIDR_EL1
 from formats.errors import DeviceStateTooLargeError, TruncatedStreamError
 from formats.stream.events import AnyEvent, FileHeader
+from formats.stream.trailing import Trailing
 from formats.vmstate.device_state import DeviceState
-from proxy.captures.offline import read_events, read_vcpus, rewrite
-from proxy.errors import RefusedError
+from proxy.captures.offline import count_the_rest, read_events, read_vcpus, rewrite
+from proxy.errors import ProxyError, RefusedError
 from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import NAMES, R0, R3, capture, device_state, judge, live, observer, short, value, with_value
 
@@ -95,3 +96,23 @@ def test_the_vcpus() -> None:
 def test_no_stream_at_all() -> None:
     with pytest.raises(TruncatedStreamError):
         read_vcpus(io.BytesIO())
+
+
+class Breaking(io.BytesIO):
+    """A pipe that brings something, and then cannot be read on."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        length = super().readinto(buffer)
+        if not length:
+            raise ProxyError("it cannot be unpacked")
+        return length
+
+
+def test_what_cannot_be_counted_after_the_stream_is_no_error() -> None:
+    """The guest has arrived by then."""
+    trailing = Trailing()
+    count_the_rest(Breaking(bytes(3000)), trailing)
+    assert (trailing.length, trailing.zeroes) == (3000, True)
