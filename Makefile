@@ -10,7 +10,7 @@ LIBVIRT := $(VENV)/.libvirt
 BENCH := $(VENV)/.bench
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign fuzz model captures docs deb image release test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign soak fuzz model captures docs deb image release test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ libvirt-kvm: $(READY) ## virsh migrate between two emulated arm64 hosts with KVM
 
 campaign: $(READY) ## migrations with faults between real QEMUs, one guest left of each; COUNT=1000 CAMPAIGN="--seed 7" chooses
 	$(BIN)/python -m tests.campaign --count $(or $(COUNT),50) $(CAMPAIGN)
+
+soak: $(READY) ## two hours of migrations to and fro through one proxy, and what the proxy has meanwhile; SOAK="--minutes 5" is quicker
+	$(BIN)/python -m tests.campaign.soak $(SOAK)
 
 fuzz: $(READY) ## fuzz parser, judge, files and headers; SECONDS=3600 FUZZ="--seed 7 --only parser" chooses
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(FUZZ)

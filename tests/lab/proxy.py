@@ -31,7 +31,7 @@ class Proxy:
     """One running `vmstate-proxy run`. Get it from `running_proxy`."""
 
     def __init__(self, directory: Path, process: Process) -> None:
-        self._directory = directory
+        self.log = directory / "output"
         self.report = directory / "report"
         self._process = process
         self.uri = ""
@@ -48,7 +48,7 @@ class Proxy:
 
     def text(self) -> str:
         """What the proxy wrote on standard error so far."""
-        return (self._directory / "output").read_text()
+        return self.log.read_text()
 
     def reports(self) -> list[dict[str, Any]]:
         """The reports written so far."""
