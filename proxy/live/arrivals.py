@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.channels.multifd import channel_guest
+from formats.frame.records import MAGIC
+from formats.stream.package import is_recovery
 from formats.stream.refusals import TLS_OPENING
 from proxy.errors import PeerError, ProxyError, RefusedError
 from proxy.live.server_first import SILENCE, wait_first_word
@@ -201,6 +203,11 @@ def passes_unread(session: "Session") -> bool:
 def _wants_preempt(session: "Session") -> bool:
     """Tell whether a migration may be that of a connection that says nothing."""
     return session.wants_preempt
+
+
+def brings_a_migration(opening: memoryview) -> bool:
+    """Tell whether a connection that begins so may bring a migration, or the rest of one that was interrupted."""
+    return MAGIC.startswith(bytes(opening[: len(MAGIC)])) or is_recovery(opening)
 
 
 def is_recoverable(session: "Session") -> bool:

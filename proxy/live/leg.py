@@ -10,6 +10,7 @@ import trio
 
 from formats.channels.return_path import ReturnPathListener
 from proxy.errors import PeerError
+from proxy.net.aside import aside
 from proxy.net.pumps import pass_on, together
 from proxy.old_source import let_wait
 
@@ -181,7 +182,7 @@ class Leg:
         while self._rewriter.must_judge:
             with times.trying():
                 # Other migrations go on while the kernel is asked.
-                pieces = await trio.to_thread.run_sync(self._rewriter.judge_now)
+                pieces = await aside("the verdict", self._rewriter.judge_now, self._limits.idle_state)
             times.let_go()
             await self._send(pieces)
         self._on_release()

@@ -10,16 +10,16 @@ import trio
 
 from formats.channels.multifd import is_channel
 from formats.errors import ForeignStreamError, FormatError
-from formats.frame.records import MAGIC
 from formats.stream.file_header import read_file_header
 from formats.stream.package import is_recovery
 from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
-from proxy.live.arrivals import Arrivals, is_recoverable, passes_unread
+from proxy.live.arrivals import Arrivals, brings_a_migration, is_recoverable, passes_unread
 from proxy.live.server_first import carry
 from proxy.live.session import Session
 from proxy.live.under_way import UnderWay
 from proxy.live.watching import Arrived
 from proxy.log import about
+from proxy.net.aside import aside
 from proxy.net.listening import Listener, listen_on
 from proxy.stop_signals import STOP_SIGNALS, let_come
 
@@ -227,7 +227,7 @@ class Relay:
         if self.under_way.draining or self._taken:
             self._tell(Arrived.REFUSED)
             session.reject()
-        elif not _brings_a_migration(session.opening) and not passes_unread(session):
+        elif not brings_a_migration(session.opening) and not passes_unread(session):
             self._tell(Arrived.GARBAGE)
             self._log.warning(f"{source.name} is refused: {_what_else(session.opening)}")
             session.reject()
@@ -306,7 +306,7 @@ class Relay:
             for watcher in self._watchers:
                 watcher.reloads()
             try:
-                self.config = await trio.to_thread.run_sync(self._read_again)
+                self.config = await aside("reading anew", self._read_again)
                 well = True
             except (ProxyError, FormatError) as error:
                 self._log.error(f"SIGHUP: {error}; nothing has changed")
@@ -327,11 +327,6 @@ class Relay:
                 return
             self._log.info(f"{name}: no new migrations; send it again to reset those under way")
             self.stop()
-
-
-def _brings_a_migration(opening: memoryview) -> bool:
-    """Tell whether a connection that begins so may bring a migration, or the rest of one that was interrupted."""
-    return MAGIC.startswith(bytes(opening[: len(MAGIC)])) or is_recovery(opening)
 
 
 def _reset(source: "Connection", session: Session | None) -> None:

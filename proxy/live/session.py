@@ -3,7 +3,7 @@
 import mmap
 import traceback
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,6 +18,7 @@ from proxy.live.recovery import PAUSED, Recovery
 from proxy.live.side_channels import SideChannels
 from proxy.live.way import Way
 from proxy.net.address import FdAddress, StdioAddress
+from proxy.net.aside import aside
 from proxy.old_source import fall_silent, may_be_old
 from proxy.report.report import Cause, Report, cause_of
 from proxy.rewriter.rewriter import Rewriter
@@ -232,7 +233,7 @@ class Session:
         self.config.check_known(self.way.host)
         if self._judge.trial is not None:
             # Now, while the guest runs; it will stand when it is judged.
-            await trio.to_thread.run_sync(self._judge.open, self.way.tcp)
+            await aside("asking KVM", partial(self._judge.open, self.way.tcp))
         await self.way.look(self.report, self._judge.host, self.on_warning)
         pieces = self._beginning()
         self._destination = await self._dial()

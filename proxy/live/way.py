@@ -1,14 +1,14 @@
 """The way to one migration's destination: how its connections are made, and who waits there."""
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
-
-import trio
 
 from proxy.hosts.local_guest import UNKNOWN, Guest, local_guest
 from proxy.hosts.qemu import installed_qemu
 from proxy.hosts.started_qemu import is_own
 from proxy.net.address import TcpAddress
+from proxy.net.aside import aside
 from proxy.net.tls.connection import TlsConnection
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Way:
         if profile is None or profile.origin is None or self.tcp is None or not is_own(self.host):
             return None
         system = os.uname()
-        qemu = await trio.to_thread.run_sync(installed_qemu)
+        qemu = await aside("asking for QEMU's version", installed_qemu)
         problem = profile.stale(f"{system.sysname} {system.release}", qemu)
         return None if problem is None else f"{profile.origin.path} is stale: {problem}"
 
@@ -67,7 +67,7 @@ class Way:
         """Return which guest waits there, as far as that can be seen from here."""
         if self.tcp is None:
             return UNKNOWN
-        return await trio.to_thread.run_sync(local_guest, *self.tcp)
+        return await aside("looking for the destination's QEMU", partial(local_guest, *self.tcp))
 
     async def dial(self) -> "Connection":
         """Connect to the destination.

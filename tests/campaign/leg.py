@@ -6,7 +6,7 @@ import socket
 import struct
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -17,31 +17,54 @@ _CHUNK = 64 << 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+FORWARD = 0
+BACKWARD = 1
+
+
+class Place(NamedTuple):
+    """A byte of what a leg carries.
+
+    Attributes:
+        way: `FORWARD` or `BACKWARD`.
+        byte: Which one, from the migration's beginning.
+        of_first: Whether it is counted in the first connection only.
+    """
+
+    way: int
+    byte: int
+    of_first: bool
+
+
 @dataclass
 class Leg:
     """Carries connections to a port.
 
     Attributes:
         port: Where it listens.
-        target: The port that it carries them to.
-        passed: Bytes so far, forward and backward, since `begin`.
-        at: The direction and the byte at which `act` is called, once; None for never.
+        targets: The ports that it carries them to, in turn; the last one for all that follow.
+        passed: Bytes so far, forward and backward, of all connections since `begin`.
+        first_passed: The same of the first connection, which is a migration's main one.
+        at: The place at which `act` is called, once; None for never.
         act: What is done there; nothing passes meanwhile.
         slow: Seconds that each piece is held up.
+        recorded: What the first connection brought forward; None where it is not kept.
     """
 
     port: int
-    target: int = 0
+    targets: list[int] = field(default_factory=list)
     passed: list[int] = field(default_factory=lambda: [0, 0])
-    at: tuple[int, int] | None = None
+    first_passed: list[int] = field(default_factory=lambda: [0, 0])
+    at: Place | None = None
     act: Callable[[], Awaitable[None]] | None = None
     slow: float = 0.0
+    recorded: bytearray | None = None
     _pairs: list[tuple[trio.SocketStream, trio.SocketStream]] = field(default_factory=list)
     _stalled: trio.Event | None = None
 
-    def begin(self, target: int) -> None:
+    def begin(self, *targets: int) -> None:
         """Make ready for another migration."""
-        self.target, self.passed, self.at, self.act, self.slow = target, [0, 0], None, None, 0.0
+        self.targets, self.passed, self.first_passed = list(targets), [0, 0], [0, 0]
+        self.at, self.act, self.slow, self.recorded = None, None, 0.0, None
         self.go_on()
         self._pairs.clear()
 
@@ -78,22 +101,24 @@ class Leg:
     async def _carry_one(self, near: trio.SocketStream) -> None:
         with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             try:
-                far = await trio.open_tcp_stream("127.0.0.1", self.target)
+                target = self.targets.pop(0) if len(self.targets) > 1 else self.targets[0]
+                far = await trio.open_tcp_stream("127.0.0.1", target)
             except OSError:
                 near.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 near.socket.close()
                 return
+            first = not self._pairs
             self._pairs.append((near, far))
             async with trio.open_nursery() as both:
-                both.start_soon(self._carry, near, far, 0)
-                both.start_soon(self._carry, far, near, 1)
+                both.start_soon(self._carry, near, far, 0, first)
+                both.start_soon(self._carry, far, near, 1, first)
             near.socket.close()
             far.socket.close()
 
-    async def _carry(self, here: trio.SocketStream, there: trio.SocketStream, way: int) -> None:
+    async def _carry(self, here: trio.SocketStream, there: trio.SocketStream, way: int, first: bool) -> None:
         try:
             while data := await here.receive_some(_CHUNK):
-                await self._pass_on(bytes(data), there, way)
+                await self._pass_on(bytes(data), there, way, first)
             await there.send_eof()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             for stream in (here, there):
@@ -101,21 +126,28 @@ class Leg:
                     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                     stream.socket.close()
 
-    async def _pass_on(self, data: bytes, there: trio.SocketStream, way: int) -> None:
+    async def _pass_on(self, data: bytes, there: trio.SocketStream, way: int, first: bool) -> None:
         if self.slow:
             await trio.sleep(self.slow)
-        if self.at is not None and self.at[0] == way and self.passed[way] + len(data) > self.at[1]:
-            first = max(0, self.at[1] - self.passed[way])
-            self.at = None
-            await there.send_all(data[:first])
-            self.passed[way] += first
-            data = data[first:]
-            assert self.act is not None
-            await self.act()
+        if self.at is not None and self.at.way == way and (first or not self.at.of_first):
+            until = self.at.byte - (self.first_passed if self.at.of_first else self.passed)[way]
+            if until < len(data):
+                self.at = None
+                await self._send(data[: max(0, until)], there, way, first)
+                data = data[max(0, until) :]
+                assert self.act is not None
+                await self.act()
         while self._stalled is not None:
             await self._stalled.wait()
+        await self._send(data, there, way, first)
+
+    async def _send(self, data: bytes, there: trio.SocketStream, way: int, first: bool) -> None:
         await there.send_all(data)
         self.passed[way] += len(data)
+        if first:
+            self.first_passed[way] += len(data)
+            if self.recorded is not None and way == FORWARD:
+                self.recorded += data
 
 
 @asynccontextmanager

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import random
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
-from tests.campaign.faults import FAULTS, Scene
-from tests.campaign.leg import Leg, open_leg
-from tests.lab.guest import counter_guest
+from tests.campaign.black_hole import close_black_hole
+from tests.campaign.ending import coordinate, said, verdict, wait_over
+from tests.campaign.faults import FAULTS, REFUSED, Scene
+from tests.campaign.kinds import AT_RECOVERY, KINDS, LATER, Kind, Sizes, measure, place
+from tests.campaign.leg import FORWARD, Leg, open_leg
+from tests.campaign.recovering import recover
 from tests.lab.proxy import Proxy, running_proxy
 from tests.lab.qmp import LabError
-from tests.lab.vm import Vm, running_vm, wire_uri
-from tests.live.helpers import A57_TO_A72, learn
+from tests.lab.vm import wire_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-LIMIT = 60.0
-"""Seconds after which a migration that is not over hangs."""
+    from tests.campaign.stage import Stage
 
-_SETTLED = 1.0
-_FEW = 1000
-_PAGES = 2500
-"""Pages of 4 KiB that a guest has written; more than sockets hold."""
+_SETTLED = 0.3
+_SLOWLY = 12 << 20
+"""Bytes a second until a migration is told to go over to postcopy."""
 
-_LAST = 70_000
-"""Bytes at the end of a stream among which its device state and vmdesc are."""
-
-GOOD = frozenset({"one guest", "owner killed", "last window"})
-"""What may become of a guest; `last window` is the documented one, in which a fault lets two run."""
+_BEGUN = 400_000
+_MOST_RECOVERIES = 3
+_AGAIN = 0.25
+"""How many of the guests that stayed at their sources are migrated again."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +41,40 @@ class Row:
 
     Attributes:
         number: Which it was.
-        fault: What was done.
+        kind: How it was done.
+        fault: What was done to it.
+        phase: When.
         leg: On which leg's bytes it waited.
-        way: Forward (0) or backward (1).
-        byte: At which byte.
-        verdict: What became of the guest; see `GOOD`.
+        byte: At which byte; of the way back, where the phase says so.
+        reached: Whether it came to that.
+        verdict: What became of the guest; see `tests.campaign.ending.GOOD`.
         outcome: What the proxy reported; empty where it was killed.
         source: What the source said at the end.
         destination: What the destination said.
+        recoveries: How often the migration was recovered.
+        again: Whether a guest that had stayed went afterwards: yes, NO; empty where it was not asked to.
+        seconds: How long it took.
+        log: What the proxies and the QEMUs wrote meanwhile.
     """
 
     number: int
+    kind: str
     fault: str
+    phase: str
     leg: str
-    way: int
     byte: int
+    reached: bool
     verdict: str
     outcome: str
     source: str
     destination: str
+    recoveries: int
+    again: str
+    seconds: float
+    log: str
 
     def __str__(self) -> str:
-        return "\t".join(map(str, (self.number, self.fault, self.leg, self.way, self.byte, self.verdict,
-                                   self.outcome, self.source, self.destination)))  # fmt: skip
+        return "\t".join(map(str, astuple(self)[:-1]))
 
 
 @dataclass
@@ -73,147 +82,215 @@ class Campaign:
     """A row of migrations.
 
     Attributes:
+        small: A folder on a small file system, for the proxy's log and report; it can be filled.
+        direct: Whether the migrations go past the proxy, to see what QEMU does by itself.
         rows: What came of each.
         resources: Descriptors, threads and resident KiB of the proxy that was left, at the beginning and at the end.
     """
 
+    stage: Stage
     seed: int
     count: int
-    only: Sequence[str]
-    directory: Path
+    small: Path
+    faults: Sequence[str] = tuple(FAULTS)
+    kinds: Sequence[str] = tuple(KINDS)
     tell: Callable[[Row], None] = lambda _row: None
+    direct: bool = False
     rows: list[Row] = field(default_factory=list)
     resources: list[tuple[int, int, int]] = field(default_factory=list)
+    _sizes: dict[str, Sizes] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Run all of them."""
         rng = random.Random(self.seed)
-        profile = await learn(self.directory, "cortex-a72")
-        options = ("--host", profile, "--allow-midr", "none", *A57_TO_A72, "--recovery-wait", "5")
-        faults = [name for name in FAULTS if not self.only or name in self.only]
         async with open_leg() as near, open_leg() as far, AsyncExitStack() as stack:
-            proxy: Proxy | None = None
-            sizes = (1_000_000, 100)
-            for number in range(-1, self.count):
-                if proxy is None or proxy.ended:
-                    proxy = await stack.enter_async_context(running_proxy(wire_uri(far.port), *options))
-                    self.resources = []
-                fault = None if number < 0 else faults[number % len(faults)]
-                row, sizes = await self._one(number, fault, proxy, near, far, rng, sizes)
-                if number >= 0:
-                    self.rows.append(row)
-                    self.tell(row)
-                if not proxy.ended:
-                    self.resources = [*self.resources[:1], proxy.resources()]
+            proxies = Proxies(self, stack, far)
+            for name in self.kinds:
+                await self._one(-1, KINDS[name], None, proxies, near, random.Random(0))
+            # Each fault meets each kind, in an order of the seed.
+            pairs = [(kind, fault) for kind in self.kinds for fault in self.faults]
+            for number in range(self.count):
+                if number % len(pairs) == 0:
+                    rng.shuffle(pairs)
+                kind, fault = pairs[number % len(pairs)]
+                row = await self._one(number, KINDS[kind], fault, proxies, near, random.Random(f"{self.seed}/{number}"))
+                self.rows.append(row)
+                self.tell(row)
 
     async def _one(
-        self,
-        number: int,
-        fault: str | None,
-        proxy: Proxy,
-        near: Leg,
-        far: Leg,
-        rng: random.Random,
-        sizes: tuple[int, int],
-    ) -> tuple[Row, tuple[int, int]]:
-        guest = counter_guest(touch_pages=_PAGES)
-        before = len(proxy.reports()) if proxy.report.exists() else 0
+        self, number: int, kind: Kind, fault: str | None, proxies: Proxies, near: Leg, rng: random.Random
+    ) -> Row:
+        began, far, proxy = trio.current_time(), proxies.far, await proxies.running()
+        before, said_before = len(proxy.reports()), len(proxy.text())
         async with (
-            running_vm(name="source", guest=guest) as source,
-            running_vm(name="destination", cpu="cortex-a72", incoming="tcp:127.0.0.1:0") as destination,
+            self.stage.source(refused=fault == REFUSED) as source,
+            self.stage.destination(held=kind.held) as destination,
             trio.open_nursery() as nursery,
         ):
-            await source.wait_counter_moves(30)
-            near.begin(int(proxy.uri.rpartition(":")[2]))
-            far.begin(await destination.incoming_port())
-            scene = Scene(source, destination, proxy, near, far, nursery, rng, set())
-            leg, way, byte = self._where(rng, sizes)
-            if fault is not None:
-
-                async def act() -> None:
-                    scene.at_fault = near.passed[0]
-                    await FAULTS[fault](scene)
-
-                chosen = near if leg == "near" else far
-                chosen.at, chosen.act = (way, byte), act
-            await source.migrate(wire_uri(near.port))
-            over = await self._wait_over(source, destination)
-            await trio.sleep(_SETTLED)
-            verdict = await _verdict(scene, over=over)
-            said = await _said(source), await _said(destination)
-            outcome = "" if proxy.ended else await _outcome(proxy, before, near)
+            await destination.listen(capabilities=kind.capabilities, parameters=kind.parameters)
+            await source.wait_counter_moves()
+            port = await destination.incoming_port()
+            near.begin(self._onward(proxy, far))
+            far.begin(port)
+            scene = Scene(kind, source, destination, proxy, near, far, nursery, rng)
+            phase, leg = rng.choice(kind.phases), rng.choice(("near", "far"))
+            if fault is None:
+                near.recorded = bytearray()
+            byte = await self._migrate(scene, fault, phase, leg, port, proxies)
+            word = await self._over(scene, fault, phase, leg, port, proxies)
+            if kind.held:
+                await coordinate(scene, word)
+            await trio.sleep(_SETTLED * self.stage.patience)
+            found = await verdict(scene, word)
+            words = await said(source), await said(destination)
+            again = ""
+            if found == "one guest" and words[0].startswith("running") and fault != REFUSED and rng.random() < _AGAIN:
+                again = await self._again(scene, proxies)
+            outcome = (
+                ""
+                if scene.proxy.ended or self.direct
+                else await _outcome(scene.proxy, before if scene.proxy is proxy else 0, near)
+            )
+            if fault is None:
+                self._sizes[kind.name] = measure(near)
+            logs = (proxy.text()[said_before:], "" if scene.proxy is proxy else scene.proxy.text())
+            log = "".join((*logs, *(vm.stderr_text() for vm in (source, destination))))
+            if scene.proxy is proxies.proxy:
+                await proxies.note_resources(self)
+            await close_black_hole()
             nursery.cancel_scope.cancel()
-        row = Row(number, fault or "none", leg, way, byte, verdict, outcome, *said)
-        learned = (near.passed[0], near.passed[1]) if fault is None else sizes
-        return row, learned
+        took = round(trio.current_time() - began, 1)
+        came = fault == REFUSED or scene.reached
+        plan = (number, kind.name, fault or "none", phase, leg, byte)
+        return Row(*plan, came, found, outcome, *words, scene.recoveries, again, took, log)
 
-    def _where(self, rng: random.Random, sizes: tuple[int, int]) -> tuple[str, int, int]:
-        """Choose a byte: anywhere, in the device state, or on the return path."""
-        leg = rng.choice(("near", "far"))
-        kind = rng.random()
-        if kind < 0.15:
-            return leg, 1, rng.randrange(max(1, sizes[1]))
-        if kind < 0.5:
-            return leg, 0, rng.randrange(max(0, sizes[0] - _LAST), sizes[0])
-        return leg, 0, rng.randrange(sizes[0])
+    def _onward(self, proxy: Proxy, far: Leg) -> int:
+        """Return the port that the first leg leads to."""
+        return far.port if self.direct else int(proxy.uri.rpartition(":")[2])
 
-    async def _wait_over(self, source: Vm, destination: Vm) -> bool:
-        with trio.move_on_after(LIMIT):
-            while True:
-                if source.exited():
-                    return True
-                with suppress(LabError):
-                    status = (await source.qmp("query-migrate")).get("status")
-                    if status in ("completed", "failed", "cancelled"):
-                        return True
-                await trio.sleep(0.05)
-        return False
+    def _arm(self, scene: Scene, fault: str | None, phase: str, leg: str) -> int:
+        """Have the fault wait for its byte, and return which that is."""
+        chosen = scene.near if leg == "near" else scene.far
+        if fault is None or scene.kind.name not in self._sizes:
+            return 0
+        where = place(phase, self._sizes[scene.kind.name], scene.rng, chosen.passed, chosen.first_passed)
 
+        async def act() -> None:
+            scene.reached = True
+            scene.at_fault = scene.near.passed[FORWARD]
+            await FAULTS[fault](scene)
 
-async def _verdict(scene: Scene, *, over: bool) -> str:
-    here, there = await _runs(scene.source), await _runs(scene.destination)
-    if here and there:
-        # The proxy had all of the stream before, but for a few bytes, and so may have passed the device state on.
-        released = scene.at_fault is None or scene.far.passed[0] - scene.at_fault < _FEW
-        return "last window" if released else "TWO GUESTS"
-    if here or there:
-        return "one guest" if over or "source" in scene.killed else "HANGS"
-    if scene.killed & {"source", "destination"}:
-        return "owner killed"
-    return "NO GUEST" if over else "HANGS"
+        chosen.at, chosen.act = where, act
+        return where.byte
 
+    async def _migrate(self, scene: Scene, fault: str | None, phase: str, leg: str, port: int, proxies: Proxies) -> int:
+        kind, byte = scene.kind, 0
+        if phase not in LATER | AT_RECOVERY:
+            byte = self._arm(scene, fault, phase, leg)
+        later = _SLOWLY if kind.breaks else 0
+        slowly = {"max-bandwidth": _SLOWLY, "max-postcopy-bandwidth": later} if kind.postcopy else {}
+        uri = wire_uri(scene.near.port)
+        with suppress(LabError):
+            await scene.source.migrate(uri, capabilities=kind.capabilities, parameters={**kind.parameters, **slowly})
+            if kind.postcopy and await self._begun(scene):
+                if phase in LATER:
+                    byte = self._arm(scene, fault, phase, leg)
+                await scene.source.qmp("migrate-start-postcopy")
+                if kind.breaks:
+                    await self._break_in_postcopy(scene)
+        return byte
 
-async def _runs(vm: Vm) -> bool:
-    """Tell whether a guest runs: its counter moves."""
-    if vm.exited():
-        return False
-    with suppress(LabError):
-        await vm.wait_counter_moves(1.0)
+    async def _begun(self, scene: Scene) -> bool:
+        """Wait until some of the memory is over; tell whether the migration still goes on."""
+        with trio.move_on_after(20 * self.stage.patience):
+            while scene.near.first_passed[FORWARD] < _BEGUN and not scene.reached:
+                if (await scene.source.qmp("query-migrate")).get("status") in ("failed", "completed"):
+                    return False
+                await trio.sleep(0.02)
+        # A source that is told to while it is being refused is left in between; see docs/campaign.md.
+        await trio.sleep(1.0 if scene.reached else 0.0)
         return True
-    return False
+
+    async def _break_in_postcopy(self, scene: Scene) -> None:
+        with trio.move_on_after(20 * self.stage.patience):
+            while (await scene.destination.qmp("query-status"))["status"] == "inmigrate":
+                await trio.sleep(0.005)
+
+        async def act() -> None:
+            scene.near.reset()
+
+        if sizes := self._sizes.get(scene.kind.name):
+            near = scene.near
+            near.at, near.act = place("recovery", sizes, scene.rng, near.passed, near.first_passed), act
+
+    async def _over(self, scene: Scene, fault: str | None, phase: str, leg: str, port: int, proxies: Proxies) -> str:
+        """Wait for the end, over recoveries where it needs any."""
+        word = await wait_over(scene, self.stage.patience)
+        while word == "postcopy-paused" and not scene.destination.exited() and scene.recoveries < _MOST_RECOVERIES:
+            if phase in AT_RECOVERY and not scene.reached:
+                self._arm(scene, fault, phase, leg)
+            await close_black_hole()
+            scene.proxy = await proxies.running()
+            await recover(scene, self._onward(scene.proxy, scene.far), port)
+            await trio.sleep(0.2)
+            word = await wait_over(scene, self.stage.patience)
+        return word
+
+    async def _again(self, scene: Scene, proxies: Proxies) -> str:
+        """Migrate a guest that stayed where it was, with no fault."""
+        await close_black_hole()
+        scene.proxy = await proxies.running()
+        async with self.stage.destination(held=False) as destination:
+            await destination.listen(capabilities=scene.kind.capabilities, parameters=scene.kind.parameters)
+            scene.near.begin(self._onward(scene.proxy, scene.far))
+            scene.far.begin(await destination.incoming_port())
+            try:
+                await scene.source.migrate(wire_uri(scene.near.port))
+                outcome = await scene.source.wait_migration()
+                await destination.wait_counter_moves()
+            except LabError as error:
+                return f"NO: {error}"
+            return "yes" if outcome.status == "completed" else f"NO: {outcome.error}"
 
 
-async def _said(vm: Vm) -> str:
-    if vm.exited():
-        return "exited"
-    with suppress(LabError):
-        return await vm.status()
-    return "exited"
+class Proxies:
+    """The proxy through which all goes, and another one where that has ended.
+
+    Attributes:
+        far: The leg that it leads to.
+    """
+
+    def __init__(self, campaign: Campaign, stack: AsyncExitStack, far: Leg) -> None:
+        self.far = far
+        self.proxy: Proxy | None = None
+        self._campaign = campaign
+        self._stack = stack
+
+    async def running(self) -> Proxy:
+        """Return a proxy that runs."""
+        if self.proxy is not None:
+            with trio.move_on_after(0.1):
+                await self.proxy.wait_exit()  # one that was told to end
+        if self.proxy is None or self.proxy.ended:
+            options = (*self._campaign.stage.options, "--recovery-wait", "6", "--idle-ram", "8", "--idle-state", "8")
+            entered = running_proxy(wire_uri(self.far.port), *options, folder=self._campaign.small)
+            self.proxy = await self._stack.enter_async_context(entered)
+            self.proxy.report.touch()
+            self._campaign.resources = []
+        return self.proxy
+
+    async def note_resources(self, campaign: Campaign) -> None:
+        """Note what the proxy has now that the migration is over."""
+        if self.proxy is not None and not self.proxy.ended:
+            with suppress(OSError):
+                campaign.resources = [*campaign.resources[:1], self.proxy.resources()]
 
 
 async def _outcome(proxy: Proxy, before: int, near: Leg) -> str:
     """Return what the proxy reported of a migration; `none` where it had not come that far."""
-    if near.passed[0] < 8:
+    if near.passed[FORWARD] < 8:
         return "none"
     with trio.move_on_after(15):
         while len(proxy.reports()) <= before and not proxy.ended:
             await trio.sleep(0.05)
-    reports = proxy.reports()
-    return "+".join(str(one["outcome"]) for one in reports[before:]) or "NO REPORT"
-
-
-def run_campaign(seed: int, count: int, only: Sequence[str], directory: Path, tell: Callable[[Row], None]) -> Campaign:
-    """Run a campaign to its end."""
-    campaign = Campaign(seed, count, only, directory, tell)
-    trio.run(partial(campaign.run))
-    return campaign
+    return "+".join(str(one["outcome"]) for one in proxy.reports()[before:]) or "NO REPORT"

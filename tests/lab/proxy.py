@@ -110,6 +110,7 @@ async def running_proxy(
     listen: str = "tcp:127.0.0.1:0",
     namespace: Namespace | None = None,
     entering: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> AsyncIterator[Proxy]:
     """Run a proxy for the length of an `async with`.
 
@@ -119,9 +120,10 @@ async def running_proxy(
         listen: the URI for --listen.
         namespace: the network namespace that it runs in; None for this machine's own.
         entering: what stands before the command, such as `tests.lab.namespace.Namespace.entering()`.
+        folder: where its log and its report are, in a folder of their own; None for where all temporary files are.
     """
-    with tempfile.TemporaryDirectory(prefix="vmstate-lab-") as folder:
-        directory = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="vmstate-lab-", dir=folder) as own:
+        directory = Path(own)
         command = [*entering, sys.executable, "-m", "proxy", "run", "--listen", listen]
         command += ["--transparent"] if destination is None else ["--connect", destination]
         command += ["--report", str(directory / "report"), *options]

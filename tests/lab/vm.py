@@ -135,6 +135,10 @@ class Vm:
         self._process.send_signal(signal.SIGKILL)
         await self._process.wait()
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send QEMU a signal."""
+        self._process.send_signal(number)
+
     def stderr_text(self) -> str:
         """What QEMU wrote on stderr so far."""
         return self._process.stderr_text()

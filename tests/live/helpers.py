@@ -19,18 +19,22 @@ A57_TO_A72 = ("--allow-register", "ID_MMFR0_EL1,ID_MMFR0", "--allow-loss", "any"
 """What a TCG cortex-a72 would refuse of a cortex-a57, and the policy allows."""
 
 
-async def record(path: Path, cpu: str, *, machine: str = "virt-7.2", extra: Sequence[str] = ()) -> bytes:
+async def record(
+    path: Path, cpu: str, *, machine: str = "virt-7.2", extra: Sequence[str] = (), qemu: str | None = None
+) -> bytes:
     """Record the stream of a paused guest."""
-    async with running_vm(name="recorded", cpu=cpu, machine=machine, paused=True, extra=extra) as vm:
+    async with running_vm(name="recorded", qemu=qemu, cpu=cpu, machine=machine, paused=True, extra=extra) as vm:
         await vm.migrate(f"exec:cat > '{path}'", return_path=False)
         assert (await vm.wait_migration()).status == "completed"
     return path.read_bytes()
 
 
-async def learn(directory: Path, cpu: str, *, machine: str = "virt-7.2", extra: Sequence[str] = ()) -> str:
+async def learn(
+    directory: Path, cpu: str, *, machine: str = "virt-7.2", extra: Sequence[str] = (), qemu: str | None = None
+) -> str:
     """Learn a profile from a paused guest, and return its path."""
     stream, profile = directory / f"{cpu}.stream", directory / f"{cpu}.toml"
-    await record(stream, cpu, machine=machine, extra=extra)
+    await record(stream, cpu, machine=machine, extra=extra, qemu=qemu)
     code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(profile), "--force", "--tcg")
     assert code == 0, output
     return str(profile)

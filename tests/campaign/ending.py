@@ -1,0 +1,113 @@
+"""How a migration with a fault ends, and who has its guest then."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from tests.lab.qmp import LabError
+
+if TYPE_CHECKING:
+    from tests.campaign.faults import Scene
+    from tests.lab.vm import Vm
+
+LIMIT = 60.0
+"""Seconds after which a migration that is not over hangs."""
+
+_LOOKS = (1.0, 3.0, 10.0)
+"""Seconds for which both guests are looked at, until one runs."""
+
+_FEW = 1000
+_NOTICED = 5.0
+
+GOOD = frozenset({"one guest", "owner killed", "last window", "package window", "recovery window"})
+"""What may become of a guest. Of the windows, which are QEMU's own, docs/safety.md speaks:
+
+- last: the source has sent all, and loses its connection before it hears SHUT; two run.
+- package: a destination loses its connection when its guest is not started yet, and ends; the source is left paused.
+- recovery: the same, when a paused migration is being recovered (QEMU 7.2).
+"""
+
+
+async def wait_over(scene: Scene, patience: float) -> str:
+    """Wait until the source says that its migration is over, or paused; return QEMU's word, or `exited`, or `HANGS`."""
+    status, alone = "", 0.0
+    with trio.move_on_after(LIMIT * patience):
+        while True:
+            if scene.source.exited():
+                return "exited"
+            with suppress(LabError):
+                status = str((await scene.source.qmp("query-migrate")).get("status"))
+                if status in ("completed", "failed", "cancelled", "postcopy-paused"):
+                    return status
+                if status.startswith("postcopy"):
+                    alone = await _pause_one_that_is_alone(scene, alone)
+            await trio.sleep(0.05)
+    return "HANGS"
+
+
+async def _pause_one_that_is_alone(scene: Scene, since: float) -> float:
+    """Tell a source that its connection is gone, where only the destination has noticed; return since when it has.
+
+    QEMU 7.2 does not always see it when nothing is left to be sent.
+    """
+    now = trio.current_time()
+    if scene.destination.exited() or await said(scene.destination) != "running/postcopy-paused":
+        return now
+    if since and now - since > _NOTICED:
+        await scene.source.qmp("migrate-pause")
+        return now
+    return since or now
+
+
+async def coordinate(scene: Scene, word: str) -> None:
+    """Let a held guest go where it arrived for certain; end its destination where it did not."""
+    with suppress(LabError):
+        if scene.source.exited():
+            word = str((await scene.destination.qmp("query-migrate")).get("status"))
+        if word == "completed":
+            await scene.destination.qmp("cont")
+        else:
+            await scene.destination.kill()
+
+
+async def verdict(scene: Scene, word: str) -> str:
+    """Say what became of the guest."""
+    if word == "HANGS" and not scene.destination.exited():
+        return word
+    for seconds in _LOOKS:
+        here, there = await runs(scene.source, seconds), await runs(scene.destination, seconds)
+        if here and there:
+            # The proxy had all of the stream before, but for a few bytes, and so may have passed the device state on.
+            released = scene.at_fault is None or scene.far.passed[0] - scene.at_fault < _FEW
+            released = released or (await said(scene.destination)).startswith("running/postcopy")
+            return "last window" if released and not scene.kind.held else "TWO GUESTS"
+        if here or there:
+            return "one guest"
+        if scene.killed & {"source", "destination"}:
+            return "owner killed"
+    if scene.destination.exited() and (await said(scene.source)).startswith("finish-migrate/postcopy"):
+        return "recovery window" if scene.recoveries else "package window"
+    return "NO GUEST"
+
+
+async def runs(vm: Vm, seconds: float) -> bool:
+    """Tell whether a guest runs: its counter moves."""
+    if vm.exited():
+        return False
+    with suppress(LabError):
+        await vm.wait_counter_moves(seconds)
+        return True
+    return False
+
+
+async def said(vm: Vm) -> str:
+    """Return a QEMU's run state, and the status of its migration."""
+    if vm.exited():
+        return "exited"
+    with suppress(LabError):
+        migration = (await vm.qmp("query-migrate")).get("status", "none")
+        return f"{await vm.status()}/{migration}"
+    return "exited"
