@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from formats.channels.multifd import channel_guest
+from formats.channels.preempt import may_be_preempt
 from formats.frame.records import MAGIC
 from formats.stream.package import is_recovery
 from formats.stream.refusals import TLS_OPENING
@@ -84,7 +85,8 @@ class Arrivals:
     ) -> "Session | Connection | None":
         """Wait for what a connection begins with.
 
-        A preempt channel says nothing until the destination asks for pages over the main channel. What was redirected
+        A preempt channel says nothing until the destination asks for pages over the main channel, or has asked for some
+        before a paused migration was recovered. What was redirected
         may be no migration at all; see `server_first`. When no more migrations are taken, connections that say
         nothing and belong to none are let go.
 
@@ -110,7 +112,7 @@ class Arrivals:
             else:
                 with trio.CancelScope() as scope, self._under_way.cancelling(scope, partial(self._claimed, session)):
                     begun = await self._begins(session, wait)
-        if begun or session.gone:
+        if session.gone or (begun and not may_be_preempt(session.opening)):
             return None
         return self._under_way.find(session.key, _wants_preempt) or greeted
 

@@ -21,6 +21,7 @@ from proxy.live.watching import Arrived
 from proxy.log import about
 from proxy.net.aside import aside
 from proxy.net.listening import Listener, listen_on
+from proxy.net.splicing import start_carriers
 from proxy.stop_signals import STOP_SIGNALS, let_come
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Relay:
         ):
             let_come()
             self.config.prepare()
+            start_carriers()
             gc.freeze()  # what is loaded now stays; the collector need not look at it while a guest stands
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals, signals, nursery.cancel_scope)
@@ -201,7 +203,7 @@ class Relay:
         """Carry a connection that `Arrivals.wait_begin` has looked at."""
         if isinstance(what, Session):
             self._tell(Arrived.PREEMPT)
-            if not await what.channels.carry_preempt(source, session.way.dial):
+            if not await what.channels.carry_preempt(source, bytes(session.opening), session.way.dial):
                 self._log.info(
                     f"{source.name} connected and said nothing; the destination does not take it as a channel"
                 )

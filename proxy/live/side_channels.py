@@ -61,14 +61,14 @@ class SideChannels:
         finally:
             self._end(channel)
 
-    async def carry_preempt(self, source: "Connection", dial: "Dial") -> bool:
-        """Carry the postcopy-preempt channel to its end; return whether the destination took it as one."""
+    async def carry_preempt(self, source: "Connection", opening: bytes, dial: "Dial") -> bool:
+        """Carry the postcopy-preempt channel to its end, `opening` first; return whether the destination took it."""
         channel = Channel(dial, source, self._all_sent)
         self._channels.add(channel)
         self.has_preempt, self._preempt = True, channel
         self._report.channels += 1
         try:
-            await channel.run(b"")
+            await channel.run(opening)
         except ProxyError as error:
             if channel.dialled:
                 self._lose(PeerError(_peer_of(error), f"lost the preempt channel: {error}"))

@@ -8,7 +8,9 @@ import errno
 import fcntl
 import os
 import select
-import threading
+import time
+from _thread import start_new_thread
+from collections import deque
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _PIPE: Final = 1 << 20
 """Bytes in the pipe between: the most that everyone may ask for (pipe-max-size of proc(5)), as it is by default."""
+
+_MEMORY_WAIT: Final = 0.1
+"""Seconds until a thread that found no memory looks again."""
 
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
@@ -51,7 +56,7 @@ async def splice_on(
             way = stack.enter_context(_Way(here, there, on_bytes, lambda: token.run_sync_soon(ended.set)))
             carrier = min(_CARRIERS, key=lambda one: one.load)
             carrier.begin(way)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, MemoryError):
             return False
         try:
             await ended.wait()
@@ -156,12 +161,11 @@ class _Way:
 
 
 class _Carrier:
-    """Carries ways in a thread, which lives while there are any."""
+    """Carries ways in a thread, which lives as long as the process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._orders: list[tuple[bool, _Way]] = []
+        self._started = False
+        self._orders: deque[tuple[bool, _Way]] = deque()
         self._ways: dict[int, _Way] = {}
 
     @property
@@ -169,60 +173,57 @@ class _Carrier:
         """How many ways it carries, or is about to."""
         return len(self._ways) // 2 + len(self._orders)
 
-    def begin(self, way: _Way) -> None:
-        """Carry a way; it is told when it is not carried any more, to its end or not."""
-        with self._lock:
-            if self._thread is None:
-                self._start()
-            self._orders.append((True, way))
-            os.eventfd_write(self._bell, 1)
-
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the thread, if there is none."""
+        if self._started:
+            return
         with ExitStack() as files:  # nothing is left where one of them cannot be had
             self._waiter = files.enter_context(select.epoll())
             self._bell = _opened(files, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             self._waiter.register(self._bell, select.EPOLLIN)
-            thread = threading.Thread(target=self._run, name="splicing", daemon=True)
-            thread.start()
-            self._thread, self._files = thread, files.pop_all()
+            # Not threading.Thread: it waits until the thread runs, for ever where that finds no memory to begin with.
+            start_new_thread(self._run, ())
+            files.pop_all()
+            self._started = True
+
+    def begin(self, way: _Way) -> None:
+        """Carry a way; it is told when it is not carried any more, to its end or not."""
+        self.start()
+        self._order(way, begins=True)
 
     def stop(self, way: _Way) -> None:
         """Carry a way no more."""
-        with self._lock:
-            if self._thread is not None:
-                self._orders.append((False, way))
-                os.eventfd_write(self._bell, 1)
+        self._order(way, begins=False)
+
+    def _order(self, way: _Way, *, begins: bool) -> None:
+        self._orders.append((begins, way))
+        os.eventfd_write(self._bell, 1)
 
     def _run(self) -> None:
-        ways = self._ways
         while True:
-            for file, _ in self._waiter.poll():
-                if file == self._bell:
-                    if not self._obey():
-                        return
-                elif (way := ways.get(file)) is not None and not self._step(way):
-                    self._end(way)
+            try:
+                self._turn()
+            except MemoryError:  # all ways go on when there is some again
+                time.sleep(_MEMORY_WAIT)
+                os.eventfd_write(self._bell, 1)
 
-    def _obey(self) -> bool:
-        """Do as the orders say; without ways, clear up and return False."""
-        ended = []
-        with self._lock:
-            os.eventfd_read(self._bell)
-            for begins, way in self._orders:
-                if begins:
-                    self._ways[way.source] = self._ways[way.target] = way
-                    way.look_out(self._waiter)
-                elif way.source in self._ways:
-                    self._forget(way)
-                    ended.append(way)
-            self._orders.clear()
-            if not self._ways:
-                self._files.close()
-                self._thread = None
-            goes_on = bool(self._ways)
-        for way in ended:  # who is told finds nothing left open
-            way.say_ended()
-        return goes_on
+    def _turn(self) -> None:
+        for file, _ in self._waiter.poll():
+            if file == self._bell:
+                self._obey()
+            elif (way := self._ways.get(file)) is not None and not self._step(way):
+                self._end(way)
+
+    def _obey(self) -> None:
+        os.eventfd_read(self._bell)
+        while self._orders:
+            begins, way = self._orders[0]
+            if begins:
+                self._ways[way.source] = self._ways[way.target] = way
+                way.look_out(self._waiter)
+            elif self._ways.get(way.source) is way:
+                self._end(way)
+            self._orders.popleft()
 
     def _step(self, way: _Way) -> bool:
         try:
@@ -232,12 +233,9 @@ class _Carrier:
             return False
 
     def _end(self, way: _Way) -> None:
-        self._forget(way)
-        way.say_ended()
-
-    def _forget(self, way: _Way) -> None:
         del self._ways[way.source], self._ways[way.target]
         way.look_away(self._waiter)
+        way.say_ended()  # who is told finds nothing left open
 
 
 def _opened(files: ExitStack, file: int) -> int:
@@ -247,3 +245,10 @@ def _opened(files: ExitStack, file: int) -> int:
 
 
 _CARRIERS: Final = tuple(_Carrier() for _ in range(os.cpu_count() or 1))
+
+
+def start_carriers() -> None:
+    """Start the threads, so that none has to begin when memory is short; what is missing comes later."""
+    with suppress(OSError, RuntimeError, MemoryError):
+        for carrier in _CARRIERS:
+            carrier.start()

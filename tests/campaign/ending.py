@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.lab.qmp import LabError
+from tests.lab.vm import LabTimeoutError
 
 if TYPE_CHECKING:
     from tests.campaign.faults import Scene
@@ -21,6 +22,8 @@ _LOOKS = (1.0, 3.0, 10.0)
 
 _FEW = 1000
 _NOTICED = 5.0
+_ANSWERS = 10.0
+"""Seconds in which a monitor answers; QEMU 7.2 may be mute for good when multifd's channels are lost."""
 
 GOOD = frozenset({"one guest", "owner killed", "last window", "package window", "recovery window"})
 """What may become of a guest. Of the windows, which are QEMU's own, docs/safety.md speaks:
@@ -64,7 +67,7 @@ async def _pause_one_that_is_alone(scene: Scene, since: float) -> float:
 
 async def coordinate(scene: Scene, word: str) -> None:
     """Let a held guest go where it arrived for certain; end its destination where it did not."""
-    with suppress(LabError):
+    with suppress(LabError), trio.move_on_after(_ANSWERS):
         if scene.source.exited():
             word = str((await scene.destination.qmp("query-migrate")).get("status"))
         if word == "completed":
@@ -97,9 +100,13 @@ async def runs(vm: Vm, seconds: float) -> bool:
     """Tell whether a guest runs: its counter moves."""
     if vm.exited():
         return False
-    with suppress(LabError):
-        await vm.wait_counter_moves(seconds)
+    with suppress(LabError), trio.move_on_after(seconds + _ANSWERS):
+        try:
+            await vm.wait_counter_moves(seconds)
+        except LabTimeoutError:
+            return False
         return True
+    await vm.kill()  # its monitor is mute: there is no guest that anyone could use
     return False
 
 
@@ -107,7 +114,7 @@ async def said(vm: Vm) -> str:
     """Return a QEMU's run state, and the status of its migration."""
     if vm.exited():
         return "exited"
-    with suppress(LabError):
+    with suppress(LabError), trio.move_on_after(_ANSWERS):
         migration = (await vm.qmp("query-migrate")).get("status", "none")
         return f"{await vm.status()}/{migration}"
-    return "exited"
+    return "exited" if vm.exited() else "mute"

@@ -141,8 +141,8 @@ class Campaign:
             if kind.held:
                 await coordinate(scene, word)
             await trio.sleep(_SETTLED * self.stage.patience)
-            found = await verdict(scene, word)
             words = await said(source), await said(destination)
+            found = await verdict(scene, word)
             again = ""
             if found == "one guest" and words[0].startswith("running") and fault != REFUSED and rng.random() < _AGAIN:
                 again = await self._again(scene, proxies)

@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from proxy.live.session_config import DEFAULT_LIMITS
+from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import R0, SHUT_OK, judge, observer
 from tests.proxy.live.test_relay import EXPECTED, STREAM, begin, command, finish, gets, service, settled
 from tests.proxy.live.test_session import DEVICES, connect, rest, send
@@ -92,6 +93,25 @@ async def test_a_source_that_stalls_loses_its_migration(limits: Limits, sent: in
         assert (await rest(destination))[1] == "reset"
         await settled(it, 1)
     assert it.reports[0].reason == f"the source sent nothing that could go on for 0.1 seconds ({option})"
+
+
+async def test_a_verdict_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory is short: its thread ends before it begins."""
+    over = threading.Event()
+    monkeypatch.setattr(Rewriter, "must_judge", True)
+    monkeypatch.setattr(Rewriter, "judge_now", lambda _self: over.wait(30))
+    async with service(limits=replace(DEFAULT_LIMITS, idle_state=0.1)) as it:
+        source, destination = await it.connect(STREAM)
+        assert (await rest(source))[1] == "reset"
+        came, how = await rest(destination)
+        assert (len(came) <= DEVICES, how) == (True, "reset")
+        await settled(it, 1)
+    over.set()
+    [report] = it.reports
+    assert (report.outcome.value, report.reason) == (
+        "failed",
+        "the verdict took more than 0.1 seconds; is this host short of memory or processors?",
+    )
 
 
 async def test_a_destination_may_take_its_time_with_the_whole_of_it() -> None:

@@ -35,6 +35,7 @@ from proxy.rewriter.rewriter import Rewriter
 from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, log_into, short, value, value_at, with_value
 from tests.proxy.live.test_postcopy import STREAM as POSTCOPIED
 from tests.proxy.live.test_session import connect, listen, receive, reset, rest, send
+from tests.streams import command as stream_command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -415,6 +416,33 @@ async def test_a_destination_that_waits_for_its_preempt_channel_is_not_left_wait
         source.close()
         await settled(it, 1)
     assert it.reports[0].outcome is Outcome.REFUSED
+
+
+RESUME = stream_command(9)
+"""What a recovery begins with, where no bitmap goes before it."""
+
+
+async def test_a_preempt_channel_may_speak_at_once_when_a_migration_was_recovered() -> None:
+    """The destination had asked for pages before; garbage is still none."""
+    page = (0x4030_0000 | 0x08).to_bytes(8, "big") + b"\x08mach-virt"[:9] + bytes(4096)
+    async with service(judge_=judge(R0)) as it:
+        source, destination = await it.connect()
+        await send(source, POSTCOPIED[8:])
+        await receive(destination, len(POSTCOPIED))
+        reset(source)
+        assert (await rest(destination))[1] == "reset"
+        again, onward = await it.connect(RESUME)
+        assert await receive(onward, len(RESUME)) == RESUME
+        with await connect(("127.0.0.1", it.ports[0])) as garbage:
+            await send(garbage, b"GET / HTTP/1.1\r\n\r\n")
+            assert await rest(garbage) == (b"", "reset")
+        with await connect(("127.0.0.1", it.ports[0])) as channel:
+            await send(channel, page)
+            there, _ = await it.back.accept()
+            with there:
+                assert await receive(there, len(page)) == page
+                reset(again)
+                assert (await rest(onward))[1] == "reset"
 
 
 # --- the command

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import socket
-import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,10 @@ import pytest
 import trio
 
 from proxy.errors import PeerError
+from proxy.net import splicing
 from proxy.net.connection import SocketConnection
 from proxy.net.pumps import pass_on
-from proxy.net.splicing import splice_on
+from proxy.net.splicing import splice_on, start_carriers
 from tests.proxy.live.test_session import connect, listen, receive, reset, rest, send
 
 if TYPE_CHECKING:
@@ -63,14 +63,13 @@ async def several(count: int) -> AsyncIterator[list[Pair]]:
         yield [await stack.enter_async_context(tcp()) for _ in range(count)]
 
 
-def carriers() -> int:
-    return sum(thread.name == "splicing" for thread in threading.enumerate())
+@pytest.fixture(autouse=True)
+def all_have_their_threads() -> None:
+    start_carriers()
 
 
-async def no_carriers() -> None:
-    with trio.fail_after(10):
-        while carriers():
-            await trio.sleep(0.001)
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.parametrize("kind", [tcp, unix])
@@ -138,8 +137,12 @@ async def test_no_descriptor_is_left_behind() -> None:
             assert os.listdir("/proc/self/fd") == before
 
 
+CARRIED = 4 + 2
+"""Descriptors of a way: its two sockets, the pipe; and of its thread."""
+
 NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 NO_THREAD = RuntimeError("can't start new thread")
+NO_MEMORY = MemoryError()
 
 
 @pytest.mark.parametrize(
@@ -148,9 +151,10 @@ NO_THREAD = RuntimeError("can't start new thread")
         (os, "dup", NO_DESCRIPTOR),
         (os, "pipe2", NO_DESCRIPTOR),
         (os, "eventfd", NO_DESCRIPTOR),
-        (threading.Thread, "start", NO_THREAD),
+        (splicing, "start_new_thread", NO_THREAD),
+        (splicing, "start_new_thread", NO_MEMORY),
     ],
-    ids=["a file twice", "pipes", "a bell", "a thread"],
+    ids=["a file twice", "pipes", "a bell", "a thread", "memory"],
 )
 async def test_what_it_lacks_something_for_is_copied(
     monkeypatch: pytest.MonkeyPatch, where: object, name: str, error: Exception
@@ -158,7 +162,7 @@ async def test_what_it_lacks_something_for_is_copied(
     def lacks(*_: object) -> int:
         raise error
 
-    await no_carriers()
+    monkeypatch.setattr(splicing, "_CARRIERS", (splicing._Carrier(),))
     async with tcp() as it:
         before = os.listdir("/proc/self/fd")
         await send(it.near, b"some")
@@ -173,7 +177,7 @@ async def test_what_it_lacks_something_for_is_copied(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(splice_on, it.here, it.there)
             assert await receive(it.far, 4) == b"more"
-            assert carriers()
+            assert len(os.listdir("/proc/self/fd")) == len(before) + CARRIED
             nursery.cancel_scope.cancel()
 
 
@@ -198,20 +202,39 @@ async def test_it_can_be_cancelled(blocked: bool) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_many_ways_share_few_threads_which_end_with_them() -> None:
-    await no_carriers()
+async def test_many_ways_share_the_threads_that_there_are() -> None:
+    before = threads()
     async with several(3 * (os.cpu_count() or 1)) as pairs, trio.open_nursery() as nursery:
         for it in pairs:
             nursery.start_soon(splice_on, it.here, it.there)
             await send(it.near, b"one")
             assert await receive(it.far, 3) == b"one"
-        assert carriers() == os.cpu_count()
+        assert threads() == before
         for number, it in enumerate(pairs):
             await send(it.near, b"%d" % number)
             it.near.shutdown(socket.SHUT_WR)
         for number, it in enumerate(pairs):
             assert await receive(it.far, 1) == b"%d" % number
-    await no_carriers()
+
+
+async def test_a_thread_that_finds_no_memory_goes_on_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    turn = splicing._Carrier._turn
+
+    def short(carrier: splicing._Carrier) -> None:
+        nonlocal turns
+        turns += 1
+        if turns < 3:
+            raise MemoryError
+        turn(carrier)
+
+    monkeypatch.setattr(splicing._Carrier, "_turn", short)
+    monkeypatch.setattr(splicing, "_CARRIERS", (splicing._Carrier(),))
+    async with tcp() as it, trio.open_nursery() as nursery:
+        nursery.start_soon(splice_on, it.here, it.there)
+        await send(it.near, b"some")
+        assert await receive(it.far, 4) == b"some"
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_fails_on_one_way_does_not_end_the_others() -> None:
