@@ -57,6 +57,13 @@ class PeerError(ProxyError):
         self.peer = peer
 
 
+def unforeseen(error: Exception) -> str:
+    """Say what an error is that nobody has foreseen, or that any line may raise."""
+    if isinstance(error, MemoryError):
+        return "there is no memory left for it on the proxy's host"
+    return f"internal error, please report it: {error!r}"
+
+
 def exit_code_of(error: FormatError | ProxyError) -> ExitCode:
     """Return the exit code for an error of the proxy's own, or of a stream that cannot be read on."""
     if isinstance(error, ProxyError):

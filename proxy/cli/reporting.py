@@ -1,9 +1,11 @@
 """Where reports go: a file, to whose end they are added, or standard output."""
 
+import errno
 import io
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from proxy.errors import ProxyError
@@ -27,12 +29,21 @@ class ReportFile:
         file: IO[bytes] | io.RawIOBase | None = sys.stdout.buffer if self._name == STDIO else self._file
         if file is None:
             return
+        line = report.as_json().encode() + b"\n"
         try:
-            file.write(report.as_json().encode() + b"\n")
+            written = file.write(line)
             file.flush()
+            if written is not None and written < len(line):
+                # What fits on a full disk is no report, and would spoil the next one's line.
+                self._take_back(file, written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             name = "standard output" if self._name == STDIO else self._name
             raise OSError(error.errno, error.strerror, name) from error
+
+    def _take_back(self, file: "IO[bytes] | io.RawIOBase", written: int) -> None:
+        with suppress(OSError):  # a pipe keeps what it got
+            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
 
     def reopen(self) -> None:
         """Open the file anew by its name, for whoever has moved it away; what cannot be opened stays as it was.

@@ -12,7 +12,7 @@ from formats.channels.multifd import is_channel
 from formats.errors import ForeignStreamError, FormatError
 from formats.stream.file_header import read_file_header
 from formats.stream.package import is_recovery
-from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError
+from proxy.errors import ExitCode, PeerError, ProxyError, RefusedError, unforeseen
 from proxy.live.arrivals import Arrivals, brings_a_migration, is_recoverable, passes_unread
 from proxy.live.server_first import carry
 from proxy.live.session import Session
@@ -137,6 +137,8 @@ class Relay:
         while True:
             try:
                 return await listener.accept()
+            except MemoryError:
+                await trio.sleep(_BREATH)
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
@@ -154,7 +156,7 @@ class Relay:
             await self._serve_any(source)
         except Exception as error:
             traceback.print_exc()
-            self._log.error(f"{source.name}: internal error, please report it: {error!r}")
+            self._log.error(f"{source.name}: {unforeseen(error)}")
             source.reset()
         finally:
             self._connections -= 1
@@ -315,7 +317,7 @@ class Relay:
             except Exception as error:
                 # It must not end the migrations under way.
                 traceback.print_exc()
-                self._log.error(f"SIGHUP: internal error, please report it: {error!r}; nothing has changed")
+                self._log.error(f"SIGHUP: {unforeseen(error)}; nothing has changed")
             for watcher in self._watchers:
                 watcher.reloaded(well=well)
 

@@ -11,7 +11,7 @@ import trio
 from formats.errors import FormatError
 from formats.stream.file_header import tells_what_it_is
 from formats.stream.package import is_recovery
-from proxy.errors import PeerError, ProxyError, RefusedError
+from proxy.errors import PeerError, ProxyError, RefusedError, unforeseen
 from proxy.live.give_back import give_back
 from proxy.live.leg import Leg
 from proxy.live.recovery import PAUSED, Recovery
@@ -197,7 +197,7 @@ class Session:
         except Exception as error:
             # One migration's trouble must not end the others.
             traceback.print_exc()
-            self.report.failed(f"internal error, please report it: {error!r}", Cause.INTERNAL)
+            self.report.failed(unforeseen(error), Cause.INTERNAL)
             clean = await self._give_back()
         except BaseException:
             self.report.failed("the proxy was stopped", Cause.STOPPED)

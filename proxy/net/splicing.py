@@ -77,7 +77,7 @@ class _Way:
         target: Where they go, likewise.
         possible: Whether the kernel can do it with such sockets.
         problem: What ended it before its time.
-        say_ended: Tells that it is carried no more.
+        over: Whether it is carried no more.
     """
 
     def __init__(
@@ -89,7 +89,9 @@ class _Way:
     ) -> None:
         self.possible = True
         self.problem: Exception | None = None
-        self.say_ended = say_ended
+        self.over = False
+        self._say_ended = say_ended
+        self._told = False
         self._here = here
         self._there = there
         self._on_bytes = on_bytes
@@ -144,6 +146,12 @@ class _Way:
             acknowledge(self._here.socket, length)
             self._left = self._filled = length
         return length
+
+    def tell(self) -> None:
+        """Tell that it is carried no more."""
+        if not self._told:
+            self._say_ended()
+            self._told = True
 
     def look_out(self, waiter: select.epoll) -> None:
         """Have `waiter` look out for the one file that this waits for."""
@@ -205,7 +213,7 @@ class _Carrier:
                 self._turn()
             except MemoryError:  # all ways go on when there is some again
                 time.sleep(_MEMORY_WAIT)
-                os.eventfd_write(self._bell, 1)
+                os.eventfd_write(self._bell, 1)  # so that the next turn does what this one did not come to
 
     def _turn(self) -> None:
         for file, _ in self._waiter.poll():
@@ -221,9 +229,11 @@ class _Carrier:
             if begins:
                 self._ways[way.source] = self._ways[way.target] = way
                 way.look_out(self._waiter)
-            elif self._ways.get(way.source) is way:
+            else:
                 self._end(way)
             self._orders.popleft()
+        for way in [way for way in self._ways.values() if way.over]:
+            self._end(way)
 
     def _step(self, way: _Way) -> bool:
         try:
@@ -233,9 +243,13 @@ class _Carrier:
             return False
 
     def _end(self, way: _Way) -> None:
-        del self._ways[way.source], self._ways[way.target]
-        way.look_away(self._waiter)
-        way.say_ended()  # who is told finds nothing left open
+        """End a way and tell it, once; whatever of this finds no memory is done again."""
+        way.over = True
+        way.look_away(self._waiter)  # who is told finds nothing left open
+        way.tell()
+        for file in (way.source, way.target):
+            if self._ways.get(file) is way:
+                del self._ways[file]
 
 
 def _opened(files: ExitStack, file: int) -> int:

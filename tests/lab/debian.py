@@ -50,7 +50,7 @@ Dir::Etc::preferences "-";
 Dir::Etc::preferencesparts "-";
 """
 _SOURCES = """\
-Types: deb
+Types: {types}
 URIs: {mirror}
 Suites: {suite}
 Components: main
@@ -74,18 +74,8 @@ def download_packages(suite: str, packages: Sequence[str], folder: Path, archite
     Raises:
         ImageError: a tool, a mirror, the network or a package is missing.
     """
-    _require("apt-get", "dpkg-deb")
-    keyring = next((path for path in _KEYRINGS if path.exists()), None)
-    if keyring is None:
-        raise ImageError(f"{_KEYRINGS[0]} is missing: apt-get install debian-archive-keyring")
     archives = folder / "archives"
-    for path in archives / "partial", folder / "lists" / "partial", folder / "state":
-        path.mkdir(parents=True, exist_ok=True)
-    (folder / "status").write_bytes(b"")
-    (folder / "lab.sources").write_text(_SOURCES.format(mirror=_mirror(), suite=suite, keyring=keyring))
-    configuration = folder / "apt.conf"
-    configuration.write_text(_CONFIGURATION.format(folder=folder, architecture=architecture))
-    _apt(configuration, "update")
+    configuration = _configured("deb", suite, folder, architecture)
     wanted = {archives / name for name in _names(configuration, packages)}
     # Not apt's autoclean: it keeps a kernel of another version as long as the mirror has that one, too.
     for path in archives.glob("*.deb"):
@@ -93,6 +83,39 @@ def download_packages(suite: str, packages: Sequence[str], folder: Path, archite
             path.unlink()
     _apt(configuration, "install", "--yes", "--download-only", *packages)
     return sorted(wanted)
+
+
+def download_source(suite: str, package: str, folder: Path) -> Path:
+    """Download a source package, and return upstream's part of it, a tar file.
+
+    Args:
+        suite: Debian release, such as "trixie".
+        package: its name.
+        folder: absolute; gets the files.
+
+    Raises:
+        ImageError: a tool, a mirror, the network or the package is missing.
+    """
+    configuration = _configured("deb-src", suite, folder, own_architecture())
+    _apt(configuration, "source", "--download-only", package, folder=folder)
+    return next(folder.glob(f"{package}_*.orig.tar.*z"))
+
+
+def _configured(types: str, suite: str, folder: Path, architecture: str) -> Path:
+    """Make apt's state of a release in a folder, and return its configuration."""
+    _require("apt-get", "dpkg-deb")
+    keyring = next((path for path in _KEYRINGS if path.exists()), None)
+    if keyring is None:
+        raise ImageError(f"{_KEYRINGS[0]} is missing: apt-get install debian-archive-keyring")
+    for path in folder / "archives" / "partial", folder / "lists" / "partial", folder / "state":
+        path.mkdir(parents=True, exist_ok=True)
+    (folder / "status").write_bytes(b"")
+    sources = _SOURCES.format(types=types, mirror=_mirror(), suite=suite, keyring=keyring)
+    (folder / "lab.sources").write_text(sources)
+    configuration = folder / "apt.conf"
+    configuration.write_text(_CONFIGURATION.format(folder=folder, architecture=architecture))
+    _apt(configuration, "update")
+    return configuration
 
 
 def _names(configuration: Path, packages: Sequence[str]) -> Iterator[str]:
@@ -138,8 +161,8 @@ def _mirror() -> str:
     raise ImageError(f"no Debian mirror among this machine's apt sources; name one in {MIRROR_VARIABLE} (a URL)")
 
 
-def _apt(configuration: Path, *arguments: str) -> str:
-    """Run apt-get and return what it said."""
+def _apt(configuration: Path, *arguments: str, folder: Path | None = None) -> str:
+    """Run apt-get, in a folder or here, and return what it said."""
     command = ["apt-get", "-c", str(configuration), "--quiet", *arguments]
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     result = subprocess.run(
@@ -149,6 +172,7 @@ def _apt(configuration: Path, *arguments: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=folder,
         check=False,
     )
     if result.returncode:

@@ -1,0 +1,102 @@
+"""Runs of migration-test in a network namespace, where what its QEMUs send each other is redirected to the proxy."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from tests.lab.netns import namespaces
+from tests.lab.proxy import running_proxy, vmstate_proxy
+from tests.lab.qmp import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.lab.netns import Namespace
+    from tests.qtest.building import Built
+
+LISTEN = ("--listen", "tcp:127.0.0.1:1000")
+"""Below the ports that the tests' QEMUs take."""
+
+PORTS = ("--ports", "1024-65535")
+_RESULT = re.compile(r"^(ok|not ok) \d+ (/\S+)( # SKIP)?", re.MULTILINE)
+_LIMIT = 1800.0
+
+
+@dataclass
+class Run:
+    """What came of a run.
+
+    Attributes:
+        passed: The tests that passed.
+        failed: Those that did not, or that the program did not come to.
+        outcomes: What the proxy reported, and how often.
+        output: What the program wrote.
+    """
+
+    passed: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    output: str = ""
+
+
+async def listed(built: Built, architecture: str) -> list[str]:
+    """Return the names of all tests of an architecture."""
+    output = await _started(None, built, architecture, "-l")
+    return [line for line in output.splitlines() if line.startswith("/")]
+
+
+async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequence[str] | None) -> Run:
+    """Run tests.
+
+    Args:
+        built: What was built.
+        architecture: Whose QEMU.
+        tests: Their names.
+        proxy: What the proxy is told; None for no proxy.
+    """
+    found = Run()
+    async with AsyncExitStack() as stack:
+        [namespace] = await stack.enter_async_context(namespaces(1))
+        carrier = None
+        if proxy is not None:
+            options = (*LISTEN[2:], *PORTS, *proxy)
+            entered = running_proxy(None, *options, listen=LISTEN[1], namespace=namespace)
+            carrier = await stack.enter_async_context(entered)
+            code, rules = await vmstate_proxy("transparent", "rules", "--source", "--local", *LISTEN, *PORTS)
+            if code:
+                raise LabError(rules)
+            await namespace.run("nft", "-f", "-", text=rules)
+        # One after the other: the program ends with the first test that fails.
+        for test in tests:
+            output = await _started(namespace, built, architecture, "-p", test)
+            results = {name: word for word, name, skipped in _RESULT.findall(output) if not skipped}
+            if results.get(test) == "ok":
+                found.passed.add(test)
+            elif test in results or "# SKIP" not in output:
+                found.failed.add(test)
+                found.output += f"--- {test}\n{output}\n"
+        if carrier is not None:
+            await trio.sleep(1)  # the last report may still come
+            found.outcomes = Counter(str(one["outcome"]) for one in carrier.reports())
+            found.output += carrier.text() if found.failed else ""
+    return found
+
+
+async def _started(namespace: Namespace | None, built: Built, architecture: str, *words: str) -> str:
+    command = [f"QTEST_QEMU_BINARY={built.qemu(architecture)}", str(built.test), "--full", *words]
+    whole = ["env", "--chdir", str(built.folder), *command]
+    with trio.move_on_after(_LIMIT):
+        done = await trio.run_process(
+            whole if namespace is None else namespace.command(*whole),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        return (done.stdout + done.stderr).decode(errors="replace")
+    return f"nothing came of it in {_LIMIT:g} seconds"
