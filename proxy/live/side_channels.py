@@ -50,14 +50,25 @@ class SideChannels:
         return self._carried + sum(channel.bytes for channel in tuple(self._channels))  # other threads ask, too
 
     async def carry_multifd(self, source: "Connection", opening: bytes, dial: "Dial") -> None:
-        """Carry a multifd channel to its end, `opening` first; if it is lost, so is the migration."""
+        """Carry a multifd channel to its end, `opening` first; if it is lost, so is the migration.
+
+        A destination that has all its channels listens no more: what it does not take then was none of them.
+        """
         channel = Channel(dial, source, self._all_sent)
         self._channels.add(channel)
         self._report.channels += 1
         try:
             await channel.run(opening)
+        except PeerError as error:
+            if channel.dialled or not any(other.dialled for other in self._channels):
+                self._lose(PeerError(error.peer, f"lost a multifd channel: {error}"))
+            else:
+                self._report.channels -= 1
         except ProxyError as error:
-            self._lose(PeerError(_peer_of(error), f"lost a multifd channel: {error}"))
+            self._lose(PeerError("destination", f"lost a multifd channel: {error}"))
+        except Exception:
+            self._lose(PeerError("destination", "lost a multifd channel"))
+            raise
         finally:
             self._end(channel)
 
@@ -72,6 +83,9 @@ class SideChannels:
         except ProxyError as error:
             if channel.dialled:
                 self._lose(PeerError(_peer_of(error), f"lost the preempt channel: {error}"))
+        except Exception:
+            self._lose(PeerError("destination", "lost the preempt channel"))
+            raise
         finally:
             self._end(channel)
             if not channel.dialled:

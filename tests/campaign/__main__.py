@@ -12,17 +12,20 @@ import sys
 import tempfile
 import textwrap
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from tests.campaign.ending import GOOD
-from tests.campaign.faults import FAULTS, PROXY_FAULTS
+from tests.campaign.faults import FAULTS, PROXY_FAULTS, REFUSED
 from tests.campaign.kinds import KINDS
 from tests.campaign.running import Campaign, Row
-from tests.campaign.stage import Emulated
+from tests.campaign.stage import KVM_SUITE, Emulated, OnKvm, Stage
+from tests.lab.images import host_image
 from tests.lab.namespace import program
+from tests.lab.pool import running_lab
 from tests.lab.qemus import QEMUS, other_qemu
 
 if TYPE_CHECKING:
@@ -41,7 +44,10 @@ def main() -> int:
     parser.add_argument("--tsv", type=Path, help="where to write the lines, too")
     parser.add_argument("--qemu", choices=list(QEMUS), help="the Debian release whose QEMU to run")
     parser.add_argument("--direct", action="store_true", help="without the proxy, to see what QEMU does by itself")
+    parser.add_argument("--kvm", action="store_true", help="on arm64 KVM, in two emulated hosts")
     given = parser.parse_args()
+    if given.kvm:
+        host_image(KVM_SUITE)
     if given.qemu is not None:
         other_qemu(given.qemu, "qemu-system-aarch64", lambda line: print(line, file=sys.stderr))
     if _INSIDE not in os.environ:
@@ -77,10 +83,16 @@ async def run(given: argparse.Namespace, directory: Path, small: Path) -> int:
         if lines is not None:
             print(row, file=lines, flush=True)
 
-    stage = await Emulated.open(directory, given.qemu, direct=given.direct)
-    faults = [fault for fault in given.only if not given.direct or fault not in PROXY_FAULTS]
-    campaign = Campaign(stage, given.seed, given.count, small, faults, given.kinds, tell, given.direct)
-    await campaign.run()
+    not_here = PROXY_FAULTS if given.direct else {REFUSED} if given.kvm else set()
+    faults = [fault for fault in given.only if fault not in not_here]
+    with contextmanager(running_lab)() if given.kvm else nullcontext() as lab:
+        stage: Stage = (
+            await Emulated.open(directory, given.qemu, direct=given.direct)
+            if lab is None
+            else await OnKvm.open(lab, directory)
+        )
+        campaign = Campaign(stage, given.seed, given.count, small, faults, given.kinds, tell, given.direct)
+        await campaign.run()
     rows = campaign.rows
     print(f"\nseed {given.seed}, {len(rows)} migrations, {sum(row.reached for row in rows)} faults came")
     print(table("fault", ((row.fault, row) for row in rows)))

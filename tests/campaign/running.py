@@ -149,7 +149,7 @@ class Campaign:
             outcome = (
                 ""
                 if scene.proxy.ended or self.direct
-                else await _outcome(scene.proxy, before if scene.proxy is proxy else 0, near)
+                else await _outcome(scene.proxy, before if scene.proxy is proxy else None, near)
             )
             if fault is None:
                 self._sizes[kind.name] = measure(near)
@@ -286,8 +286,13 @@ class Proxies:
                 campaign.resources = [*campaign.resources[:1], self.proxy.resources()]
 
 
-async def _outcome(proxy: Proxy, before: int, near: Leg) -> str:
-    """Return what the proxy reported of a migration; `none` where it had not come that far."""
+async def _outcome(proxy: Proxy, before: int | None, near: Leg) -> str:
+    """Return what the proxy reported of a migration, which another one may have begun: `before` is None then.
+
+    It is `none` where the migration had not come that far.
+    """
+    if before is None:
+        return "+".join(str(one["outcome"]) for one in proxy.reports())
     if near.passed[FORWARD] < 8:
         return "none"
     with trio.move_on_after(15):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from tests.kvm.helpers import learn as learn_on_kvm
 from tests.lab.guest import counter_guest
+from tests.lab.host import A57_R1P0, A57_R1P3
 from tests.lab.vm import Vm, running_vm
 from tests.live.helpers import A57_TO_A72, learn
 
@@ -14,8 +16,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from tests.lab.host import Host
+    from tests.lab.pool import Lab
+
 PAGES = 2500
 """Pages of 4 KiB that a guest has written; more than sockets hold."""
+
+
+KVM_SUITE = "trixie"
+"""The Debian release of the hosts: QEMU 10.0 on Linux 6.12."""
+
+_KVM_PAGES = 500
 
 
 class Stage(Protocol):
@@ -71,4 +82,31 @@ class Emulated:
         async with running_vm(
             name="destination", qemu=self._qemu, cpu=self._there, incoming="defer", paused=held
         ) as vm:
+            yield vm
+
+
+class OnKvm:
+    """QEMUs on the KVM of two emulated hosts: from a Cortex-A57 r1p0 to an r1p3, which refuses the MIDR of that."""
+
+    patience = 3.0
+
+    def __init__(self, source: Host, destination: Host, profile: str) -> None:
+        self._source, self._destination = source, destination
+        self.options = ("--host", profile, "--allow-midr", "0x411fd070")
+
+    @classmethod
+    async def open(cls, lab: Lab, directory: Path) -> OnKvm:
+        """Boot the hosts, and learn the destination's profile."""
+        source, destination = await lab.hosts(A57_R1P0, A57_R1P3, suite=KVM_SUITE)
+        return cls(source, destination, await learn_on_kvm(directory, destination))
+
+    @asynccontextmanager
+    async def source(self, *, refused: bool) -> AsyncIterator[Vm]:
+        assert not refused
+        async with self._source.guest(name="source", image=counter_guest(touch_pages=_KVM_PAGES)) as vm:
+            yield vm
+
+    @asynccontextmanager
+    async def destination(self, *, held: bool) -> AsyncIterator[Vm]:
+        async with self._destination.guest(name="destination", incoming="defer", paused=held) as vm:
             yield vm

@@ -89,8 +89,12 @@ def device_state(stream: bytes) -> DeviceState:
 
 @cache
 def short(name: str) -> bytes:
-    """Return a recorded stream without its RAM parts: the setup list, the end, and the devices are left."""
-    stream = capture(name)
+    """Return a recorded stream without its RAM parts."""
+    return shortened(capture(name))
+
+
+def shortened(stream: bytes) -> bytes:
+    """Return a stream without its RAM parts: the setup list, the end, and the devices are left."""
     kept = bytearray()
     dropping = False
     for event in events(stream):

@@ -19,6 +19,9 @@ from tests.lab.vm import running_vm
 from tests.qtest.building import ARCHITECTURES, Built, build
 from tests.qtest.running import Run, listed, run
 
+_NO_RETURN_PATH = ("--allow-no-return-path",)
+"""Many of the tests do without."""
+
 MODES = ("direct", "observe", "repair")
 
 
@@ -81,8 +84,8 @@ async def options_of(mode: str, built: Built, architecture: str, folder: Path) -
     if mode == "observe":
         return ["--mode", "observe"]
     if architecture != "aarch64":
-        return ["--midr", "cortex-a57 r1p0", "--allow-midr", "none"]
-    return ["--host", await learn(built, folder)]
+        return ["--midr", "cortex-a57 r1p0", "--allow-midr", "none", *_NO_RETURN_PATH]
+    return ["--host", await learn(built, folder), *_NO_RETURN_PATH]
 
 
 async def learn(built: Built, folder: Path) -> str:

@@ -26,6 +26,7 @@ from proxy.errors import ExitCode
 from proxy.live.channel import Channel
 from proxy.live.relay import Relay
 from proxy.live.session_config import DEFAULT_LIMITS, Limits, SessionConfig
+from proxy.live.way import Way
 from proxy.net.address import TcpAddress, parse_address
 from proxy.net.allowed_sources import AllowedSources, parse_networks
 from proxy.net.binding import bound
@@ -72,6 +73,7 @@ class Service:
 
 
 EVERYBODY = AllowedSources()
+HELLO = MAGIC + bytes(60)
 
 
 @asynccontextmanager
@@ -197,9 +199,11 @@ async def test_an_error_of_its_own_on_a_channel_does_not_end_the_service(
         with await connect(("127.0.0.1", it.ports[0])) as channel:
             await send(channel, MAGIC + bytes(60))
             assert await rest(channel) == (b"", "reset")
-        assert await finish(*good) == EXPECTED
-        await settled(it, 1)
-    assert it.reports[0].outcome is Outcome.REWRITTEN
+        assert [(await rest(end))[1] for end in good] == ["reset", "reset"]
+        monkeypatch.undo()
+        assert await finish(*await it.connect()) == EXPECTED
+        await settled(it, 2)
+    assert [report.outcome for report in it.reports] == [Outcome.FAILED, Outcome.REWRITTEN]
     assert any(line.endswith("internal error, please report it: RuntimeError('wrong')") for line in it.said)
     assert "Traceback" in capsys.readouterr().err
 
@@ -399,6 +403,52 @@ async def test_a_report_that_cannot_be_written_does_not_end_the_other_migrations
         assert (await rest(bad[1]))[1] == "reset"
         await trio.sleep(0.05)
         assert await finish(*good, done=1000) == EXPECTED
+
+
+# --- multifd channels that are none, or are lost to the proxy
+
+
+async def begun_with_a_channel(it: Service) -> tuple[Socket, Socket, Socket, Socket]:
+    source, destination = await it.connect()
+    channel = it.open.enter_context(await connect(("127.0.0.1", it.ports[0])))
+    await send(channel, HELLO)
+    there, _ = await it.back.accept()
+    it.open.enter_context(there)
+    assert await receive(there, len(HELLO)) == HELLO
+    return source, destination, channel, there
+
+
+async def test_a_channel_too_many_does_not_end_the_migration() -> None:
+    """A destination that has all its channels listens no more; so a stranger's greeting goes nowhere."""
+    async with service() as it:
+        source, destination, channel, there = await begun_with_a_channel(it)
+        it.back.close()
+        with await connect(("127.0.0.1", it.ports[0])) as stranger:
+            await send(stranger, HELLO)
+            assert (await rest(stranger))[1] == "reset"
+        channel.shutdown(socket.SHUT_WR)
+        there.shutdown(socket.SHUT_WR)
+        await finish(source, destination)
+    [report] = it.reports
+    assert (report.outcome, report.channels) == (Outcome.REWRITTEN, 1)
+
+
+async def test_a_channel_that_the_proxy_has_no_memory_for_ends_the_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its source would wait for it for ever."""
+
+    async def no_memory(_: Way) -> None:
+        raise MemoryError
+
+    async with service() as it:
+        source, destination, *_ = await begun_with_a_channel(it)
+        monkeypatch.setattr(Way, "reach", no_memory)
+        with await connect(("127.0.0.1", it.ports[0])) as channel:
+            await send(channel, HELLO)
+            assert (await rest(channel))[1] == "reset"
+        assert (await rest(source))[1] == "reset"
+        assert (await rest(destination))[1] == "reset"
+        await settled(it, 1)
+    assert it.reports[0].reason == "the destination lost a multifd channel"
 
 
 # --- a preempt channel that has not come
