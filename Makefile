@@ -8,9 +8,14 @@ BROWSER := $(VENV)/.browser
 NETWORK := $(VENV)/.network
 LIBVIRT := $(VENV)/.libvirt
 BENCH := $(VENV)/.bench
+QTEST := $(VENV)/.qtest
 LIBVIRT_PROGRAMS := libvirtd=libvirt-daemon,libvirt-daemon-driver-qemu virsh=libvirt-clients
 
-.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign soak fuzz model captures docs deb image release test check format clean system
+QTEST_PROGRAMS := gcc ninja=ninja-build pkg-config flex bison xz=xz-utils /usr/include/glib-2.0/glib.h=libglib2.0-dev \
+	/usr/include/pixman-1/pixman.h=libpixman-1-dev /usr/include/gnutls/gnutls.h=libgnutls28-dev \
+	/usr/include/libtasn1.h=libtasn1-6-dev /usr/include/zstd.h=libzstd-dev /usr/include/zlib.h=zlib1g-dev /usr/include/libfdt.h=libfdt-dev
+
+.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign soak qtest fuzz model captures docs deb image release test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +46,9 @@ campaign: $(READY) ## migrations with faults between real QEMUs, one guest left 
 
 soak: $(READY) ## two hours of migrations to and fro through one proxy, and what the proxy has meanwhile; SOAK="--minutes 5" is quicker
 	$(BIN)/python -m tests.campaign.soak $(SOAK)
+
+qtest: $(QTEST) ## QEMU's own migration-test through the proxy (builds QEMU, a quarter of an hour, then 20 minutes); QTEST_OPTIONS="--arch aarch64 --modes repair"
+	$(BIN)/python -m tests.qtest $(QTEST_OPTIONS)
 
 fuzz: $(READY) ## fuzz parser, judge, files and headers; SECONDS=3600 FUZZ="--seed 7 --only parser" chooses
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(FUZZ)
@@ -108,6 +116,10 @@ $(NETWORK): $(READY) tools/install-system-packages
 $(BENCH): $(READY) tools/install-system-packages
 	@sh tools/install-system-packages "$(PYTHON)" socat=socat haproxy=haproxy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
+
+$(QTEST): $(NETWORK)
+	@sh tools/install-system-packages "$(PYTHON)" $(QTEST_PROGRAMS)
 	@touch $@
 
 $(LIBVIRT): $(NETWORK)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from tests.lab.netns import namespaces
+from tests.lab.process import Process
 from tests.lab.proxy import running_proxy, vmstate_proxy
 from tests.lab.qmp import LabError
 
@@ -25,7 +28,7 @@ LISTEN = ("--listen", "tcp:127.0.0.1:1000")
 
 PORTS = ("--ports", "1024-65535")
 _RESULT = re.compile(r"^(ok|not ok) \d+ (/\S+)( # SKIP)?", re.MULTILINE)
-_LIMIT = 1800.0
+_LIMIT = 300.0
 
 
 @dataclass
@@ -74,8 +77,12 @@ async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequ
             await namespace.run("nft", "-f", "-", text=rules)
         # One after the other: the program ends with the first test that fails.
         for test in tests:
-            output = await _started(namespace, built, architecture, "-p", test)
-            results = {name: word for word, name, skipped in _RESULT.findall(output) if not skipped}
+            # Twice: some depend on the time that they take.
+            for _ in range(2):
+                output = await _started(namespace, built, architecture, "-p", test)
+                results = {name: word for word, name, skipped in _RESULT.findall(output) if not skipped}
+                if results.get(test) == "ok" or "# SKIP" in output:
+                    break
             if results.get(test) == "ok":
                 found.passed.add(test)
             elif test in results or "# SKIP" not in output:
@@ -91,12 +98,12 @@ async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequ
 async def _started(namespace: Namespace | None, built: Built, architecture: str, *words: str) -> str:
     command = [f"QTEST_QEMU_BINARY={built.qemu(architecture)}", str(built.test), "--full", *words]
     whole = ["env", "--chdir", str(built.folder), *command]
-    with trio.move_on_after(_LIMIT):
-        done = await trio.run_process(
-            whole if namespace is None else namespace.command(*whole),
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-        )
-        return (done.stdout + done.stderr).decode(errors="replace")
-    return f"nothing came of it in {_LIMIT:g} seconds"
+    with tempfile.TemporaryDirectory(prefix="vmstate-qtest-") as folder:
+        output = Path(folder) / "output"
+        process = Process(whole if namespace is None else namespace.command(*whole), output)
+        try:
+            with trio.move_on_after(_LIMIT):
+                await process.wait()
+            return output.read_text(errors="replace")
+        finally:
+            process.close()
