@@ -1,6 +1,8 @@
 """Work in a thread, while other migrations go on."""
 
 import math
+from _thread import start_new_thread
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -17,9 +19,10 @@ LIMIT: Final = 60.0
 
 
 async def aside(what: str, work: "Callable[[], T]", limit: float | None = LIMIT) -> T:
-    """Do work in a thread and return what it returns.
+    """Do work in a thread and return what it returns, or raise what it raises.
 
-    It is not waited for without end: where memory is short, a thread ends before it has begun, and nobody is told.
+    Not by `trio.to_thread`: where memory is short, a thread ends before it has begun; `threading.Thread.start`, and the
+    loop with it, then waits for it for ever. Here nobody does, beyond the limit.
 
     Args:
         what: What is done, for the error.
@@ -27,8 +30,28 @@ async def aside(what: str, work: "Callable[[], T]", limit: float | None = LIMIT)
         limit: Seconds; None for no limit.
 
     Raises:
-        ProxyError: It was not done in time.
+        ProxyError: It was not done in time, or there can be no thread.
     """
+    done, token = trio.Event(), trio.lowlevel.current_trio_token()
+    found: list[T] = []
+    problem: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            problem.append(error)
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(done.set)
+
+    try:
+        start_new_thread(run, ())
+    except RuntimeError as error:
+        raise ProxyError(f"{what}: {error}") from error
     with trio.move_on_after(math.inf if limit is None else limit):
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
-    raise ProxyError(f"{what} took more than {limit:g} seconds; is this host short of memory or processors?")
+        await done.wait()
+    if problem:
+        raise problem[0]
+    if not found:
+        raise ProxyError(f"{what} took more than {limit:g} seconds; is this host short of memory or processors?")
+    return found[0]

@@ -9,6 +9,7 @@ import trio
 
 from proxy.errors import PeerError
 from proxy.net.address import Address, FdAddress, StdioAddress, SystemdAddress, TcpAddress, UnixAddress, VsockAddress
+from proxy.net.aside import aside
 from proxy.net.connection import Connection, SocketConnection, StdioConnection
 from proxy.net.resolving import resolve
 
@@ -88,7 +89,7 @@ async def _names(address: TcpAddress | UnixAddress | VsockAddress) -> list[tuple
         case VsockAddress():
             return [(trio.socket.AF_VSOCK, (address.cid, address.port))]
         case _:
-            found = await trio.to_thread.run_sync(partial(resolve, address, passive=False), abandon_on_cancel=True)
+            found = await aside("looking up the destination's name", partial(resolve, address, passive=False))
             return [(family, (host, port)) for family, host, port in found]
 
 

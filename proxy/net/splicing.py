@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _PIPE: Final = 1 << 20
 """Bytes in the pipe between: the most that everyone may ask for (pipe-max-size of proc(5)), as it is by default."""
 
+_LOOKS: Final = 0.5
+"""Seconds after which a way that is to end is looked at."""
+
 _MEMORY_WAIT: Final = 0.1
 """Seconds until a thread that found no memory looks again."""
 
@@ -63,7 +66,9 @@ async def splice_on(
         finally:
             carrier.stop(way)
             with trio.CancelScope(shield=True):
-                await ended.wait()
+                while not way.told:  # where memory was short, trio may bring no more word from threads
+                    with trio.move_on_after(_LOOKS):
+                        await ended.wait()
     if way.problem is not None:
         raise way.problem
     return way.possible
@@ -78,6 +83,7 @@ class _Way:
         possible: Whether the kernel can do it with such sockets.
         problem: What ended it before its time.
         over: Whether it is carried no more.
+        told: Whether that was told.
     """
 
     def __init__(
@@ -91,7 +97,7 @@ class _Way:
         self.problem: Exception | None = None
         self.over = False
         self._say_ended = say_ended
-        self._told = False
+        self.told = False
         self._here = here
         self._there = there
         self._on_bytes = on_bytes
@@ -149,9 +155,9 @@ class _Way:
 
     def tell(self) -> None:
         """Tell that it is carried no more."""
-        if not self._told:
+        if not self.told:
             self._say_ended()
-            self._told = True
+            self.told = True
 
     def look_out(self, waiter: select.epoll) -> None:
         """Have `waiter` look out for the one file that this waits for."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.campaign.black_hole import close_black_hole
-from tests.campaign.ending import coordinate, said, verdict, wait_over
+from tests.campaign.ending import coordinate, go_on_at_source, said, verdict, wait_over
 from tests.campaign.faults import FAULTS, REFUSED, Scene
 from tests.campaign.kinds import AT_RECOVERY, KINDS, LATER, Kind, Sizes, measure, place
 from tests.campaign.leg import FORWARD, Leg, open_leg
@@ -140,6 +140,7 @@ class Campaign:
             word = await self._over(scene, fault, phase, leg, port, proxies)
             if kind.held:
                 await coordinate(scene, word)
+            await go_on_at_source(scene, word)
             await trio.sleep(_SETTLED * self.stage.patience)
             words = await said(source), await said(destination)
             found = await verdict(scene, word)
