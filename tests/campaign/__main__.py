@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.campaign.crowd import CROWD_FAULTS, run_crowd
 from tests.campaign.ending import GOOD
 from tests.campaign.faults import FAULTS, PROXY_FAULTS, REFUSED
 from tests.campaign.kinds import KINDS
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--qemu", choices=list(QEMUS), help="the Debian release whose QEMU to run")
     parser.add_argument("--direct", action="store_true", help="without the proxy, to see what QEMU does by itself")
     parser.add_argument("--kvm", action="store_true", help="on arm64 KVM, in two emulated hosts")
+    parser.add_argument("--crowd", type=int, metavar="N", help="N migrations at once, COUNT times, a fault amid each")
     given = parser.parse_args()
     if given.kvm:
         host_image(KVM_SUITE)
@@ -91,6 +93,8 @@ async def run(given: argparse.Namespace, directory: Path, small: Path) -> int:
             if lab is None
             else await OnKvm.open(lab, directory)
         )
+        if given.crowd is not None:
+            return await run_crowds(stage, given, small)
         campaign = Campaign(stage, given.seed, given.count, small, faults, given.kinds, tell, given.direct)
         await campaign.run()
     rows = campaign.rows
@@ -99,6 +103,17 @@ async def run(given: argparse.Namespace, directory: Path, small: Path) -> int:
     print(table("kind", ((row.kind, row) for row in rows)))
     print(f"the proxy's descriptors, threads and KiB, first and last: {campaign.resources}")
     return int(any(bad(row) for row in rows))
+
+
+async def run_crowds(stage: Stage, given: argparse.Namespace, small: Path) -> int:
+    """Run crowds, print a line for each, and return the exit code."""
+    faults = [fault for fault in given.only if fault in CROWD_FAULTS]
+    good = True
+    for number in range(given.count):
+        row = await run_crowd(stage, given.crowd, faults[number % len(faults)], f"{given.seed}/{number}", small)
+        print(row, flush=True)
+        good = good and row.good
+    return int(not good)
 
 
 def bad(row: Row) -> bool:
