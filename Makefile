@@ -15,7 +15,7 @@ QTEST_PROGRAMS := gcc ninja=ninja-build pkg-config flex bison xz=xz-utils /usr/i
 	/usr/include/pixman-1/pixman.h=libpixman-1-dev /usr/include/gnutls/gnutls.h=libgnutls28-dev \
 	/usr/include/libtasn1.h=libtasn1-6-dev /usr/include/zstd.h=libzstd-dev /usr/include/zlib.h=zlib1g-dev /usr/include/libfdt.h=libfdt-dev
 
-.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign soak qtest fuzz model captures docs deb image release test check format clean system
+.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign soak qtest fuzz fuzz-guided model captures docs deb image release test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ qtest: $(QTEST) ## QEMU's own migration-test through the proxy (builds QEMU, a q
 
 fuzz: $(READY) ## fuzz parser, judge, files and headers; SECONDS=3600 FUZZ="--seed 7 --only parser" chooses
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(FUZZ)
+
+fuzz-guided: $(READY) ## the same by coverage, with atheris, one target; SECONDS=600 TARGET=parser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	$(BIN)/python -m tests.fuzz.guided --seconds $(or $(SECONDS),60) --target "$(or $(TARGET),parser)"
 
 model: $(READY) ## walk through all orders of steps and faults of a migration, and print what is found (a second)
 	$(BIN)/python -m tests.model

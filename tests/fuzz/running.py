@@ -25,6 +25,10 @@ CORPUS = Path(__file__).parent / "corpus"
 """Inputs that once failed, or lead where nothing else does, by target; `make test` runs them all."""
 
 FAILURES = Path(__file__).parents[2] / "build" / "fuzz"
+PIECES = (1 << 20, 4096, 61, 7)
+OFTEN = (60, 30, 6, 1)
+"""How large the pieces are in which an input comes, and how often each; small ones take long."""
+
 SECONDS_PER_MIB = 2.0
 LEAST_SECONDS = 2.0
 
@@ -90,7 +94,7 @@ def fuzz(
     end = time.monotonic() + seconds
     while time.monotonic() < end and (runs is None or tally.runs.total() < runs):
         for target in targets:
-            data, size = mutated(target.seeds(), rng, target.ways), rng.choice((1 << 20, 4096, 61, 7))
+            data, [size] = mutated(target.seeds(), rng, target.ways), rng.choices(PIECES, OFTEN)
             begun = time.process_time()
             problem = run_one(target, data, size)
             took = time.process_time() - begun
