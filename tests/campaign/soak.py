@@ -207,12 +207,51 @@ def summary(moves: Sequence[Move]) -> str:
     return "\n".join(lines)
 
 
+def chart(moves: Sequence[Move], path: Path) -> None:
+    """Draw what the proxy had, and how long each guest stood, minute by minute, with matplotlib."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "vmstate-proxy"
+    from matplotlib import pyplot
+
+    figure, (memory, counts, stood) = pyplot.subplots(3, sharex=True, figsize=(9, 6))
+    minutes = sorted({move.second // 60 for move in moves})
+    by_minute = [[move for move in moves if move.second // 60 == minute] for minute in minutes]
+    memory.plot(minutes, [max(move.resident for move in part) / 1024 for part in by_minute])
+    memory.set_ylabel("resident, MiB, most")
+    for key in ("descriptors", "threads"):
+        counts.plot(minutes, [max(getattr(move, key) for move in part) for part in by_minute], label=key)
+    for name in ("arm64", "x86"):
+        mine = [[move.downtime for move in part if move.guest == name] or [0] for part in by_minute]
+        stood.plot(minutes, [median(times) for times in mine], label=name)
+    stood.set_ylabel("guest stood, ms, median")
+    stood.set_xlabel("minutes")
+    for axes in (memory, counts, stood):
+        axes.set_ylim(bottom=0)
+    for axes in (counts, stood):
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def read_moves(path: Path) -> list[Move]:
+    """Read the lines that --tsv wrote."""
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    return [Move(int(line[0]), line[1], *map(int, line[2:])) for line in lines]
+
+
 def main() -> int:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--tsv", type=Path, help="where to write a line for each migration")
+    parser.add_argument("--chart", type=Path, help="an SVG to draw of --tsv's lines; matplotlib is needed")
+    parser.add_argument("--draw", action="store_true", help="only draw --chart of a --tsv that is there")
     given = parser.parse_args()
+    if given.draw:
+        chart(read_moves(given.tsv), given.chart)
+        return 0
     with (
         tempfile.TemporaryDirectory(prefix="vmstate-soak-") as folder,
         (given.tsv or Path(os.devnull)).open("w") as out,
@@ -228,6 +267,8 @@ def main() -> int:
             return 1
     print(f"{len(moves)} migrations in {moves[-1].second / 60:.0f} minutes; most of each part, and medians of times:\n")
     print(summary(moves))
+    if given.chart is not None:
+        chart(moves, given.chart)
     return 0
 
 

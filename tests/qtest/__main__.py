@@ -1,7 +1,8 @@
 """`make qtest`: QEMU's migration-test, directly and through the proxy; exit code 1 where the proxy breaks a test.
 
 Modes: `direct` goes past the proxy, to know which tests pass at all; `observe` takes all of them through it; `repair`
-all without TLS, with the profile of the tests' processor.
+all without TLS, with the profile of the tests' processor; `tls` those over TCP with x509 certificates, whose TLS ends
+at the proxy, with the tests' own certificates.
 """
 
 from __future__ import annotations
@@ -10,19 +11,27 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
+from tests.lab.pki import Authority
 from tests.lab.proxy import vmstate_proxy
 from tests.lab.qmp import LabError
 from tests.lab.vm import running_vm
 from tests.qtest.building import ARCHITECTURES, Built, build
 from tests.qtest.running import Run, listed, run
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_OTHER_NAME = "/override-host"
+_NEVER_DIALLED = "/mismatch-host"
+"""Its source does not trust who it meets, and its destination is to exit at that: a proxy dials that for no such source."""
 _NO_RETURN_PATH = ("--allow-no-return-path",)
 """Many of the tests do without."""
 
-MODES = ("direct", "observe", "repair")
+MODES = ("direct", "observe", "repair", "tls")
 
 
 def main() -> int:
@@ -54,9 +63,12 @@ async def run_modes(given: argparse.Namespace, folder: Path) -> int:
         tests = [test for test in await listed(built, architecture) if given.only in test]
         passed = set(tests)
         for mode in given.modes:
-            mine = [test for test in tests if test in passed and (mode != "repair" or "/tls/" not in test)]
+            mine = [test for test in tests if test in passed and belongs(test, mode)]
             options = await options_of(mode, built, architecture, folder)
-            found = await run(built, architecture, mine, options)
+            if mode == "tls":
+                found = await run_tls(built, architecture, mine, options, folder)
+            else:
+                found = await run(built, architecture, mine, options)
             print(line_of(architecture, mode, found), flush=True)
             for test in sorted(found.failed):
                 print(f"  {test}", flush=True)
@@ -68,6 +80,34 @@ async def run_modes(given: argparse.Namespace, folder: Path) -> int:
     if given.log is not None:
         given.log.write_text("\n".join(logs))
     return int(broken)
+
+
+def belongs(test: str, mode: str) -> bool:
+    """Tell whether a test is run in a mode."""
+    if mode == "repair":
+        return "/tls/" not in test
+    return mode != "tls" or ("/tcp/" in test and "/tls/x509/" in test and not test.endswith(_NEVER_DIALLED))
+
+
+async def run_tls(
+    built: Built, architecture: str, tests: Sequence[str], options: Sequence[str] | None, folder: Path
+) -> Run:
+    """Run tests whose TLS ends at the proxy, which is told where a test's certificates have another host's name."""
+    credentials = folder / "credentials"
+    whole = Run()
+    for named in (False, True):
+        if not credentials.exists():
+            credentials.unlink(missing_ok=True)
+            credentials.symlink_to(Authority().folder(folder / "first", "server", "client"))
+        mine = [test for test in tests if test.endswith(_OTHER_NAME) == named]
+        tls = ["--tls", str(credentials), "--require-tls", "--tls-any-client"]
+        name = ["--tls-hostname", "qemu.org"] if named else []
+        found = await run(built, architecture, mine, [*(options or ()), *tls, *name], credentials)
+        whole.passed |= found.passed
+        whole.failed |= found.failed
+        whole.outcomes += found.outcomes
+        whole.output += found.output
+    return whole
 
 
 def line_of(architecture: str, mode: str, found: Run) -> str:

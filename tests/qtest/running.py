@@ -29,6 +29,7 @@ LISTEN = ("--listen", "tcp:127.0.0.1:1000")
 PORTS = ("--ports", "1024-65535")
 _RESULT = re.compile(r"^(ok|not ok) \d+ (/\S+)( # SKIP)?", re.MULTILINE)
 _LIMIT = 300.0
+_POLL = 0.005
 
 
 @dataclass
@@ -54,7 +55,9 @@ async def listed(built: Built, architecture: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("/")]
 
 
-async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequence[str] | None) -> Run:
+async def run(
+    built: Built, architecture: str, tests: Sequence[str], proxy: Sequence[str] | None, credentials: Path | None = None
+) -> Run:
     """Run tests.
 
     Args:
@@ -62,6 +65,7 @@ async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequ
         architecture: Whose QEMU.
         tests: Their names.
         proxy: What the proxy is told; None for no proxy.
+        credentials: Becomes a link to the folder that each test makes its certificates in.
     """
     found = Run()
     async with AsyncExitStack() as stack:
@@ -79,7 +83,7 @@ async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequ
         for test in tests:
             # Twice: some depend on the time that they take.
             for _ in range(2):
-                output = await _started(namespace, built, architecture, "-p", test)
+                output = await _started(namespace, built, architecture, "-p", test, credentials=credentials)
                 results = {name: word for word, name, skipped in _RESULT.findall(output) if not skipped}
                 if results.get(test) == "ok" or "# SKIP" in output:
                     break
@@ -95,15 +99,32 @@ async def run(built: Built, architecture: str, tests: Sequence[str], proxy: Sequ
     return found
 
 
-async def _started(namespace: Namespace | None, built: Built, architecture: str, *words: str) -> str:
+async def _started(
+    namespace: Namespace | None, built: Built, architecture: str, *words: str, credentials: Path | None = None
+) -> str:
     command = [f"QTEST_QEMU_BINARY={built.qemu(architecture)}", str(built.test), "--full", *words]
-    whole = ["env", "--chdir", str(built.folder), *command]
     with tempfile.TemporaryDirectory(prefix="vmstate-qtest-") as folder:
         output = Path(folder) / "output"
+        whole = ["env", "--chdir", str(built.folder), f"TMPDIR={folder}", *command]
         process = Process(whole if namespace is None else namespace.command(*whole), output)
         try:
             with trio.move_on_after(_LIMIT):
-                await process.wait()
+                async with trio.open_nursery() as nursery:
+                    if credentials is not None:
+                        nursery.start_soon(_follow, Path(folder), credentials)
+                    await process.wait()
+                    nursery.cancel_scope.cancel()
             return output.read_text(errors="replace")
         finally:
             process.close()
+
+
+async def _follow(folder: Path, credentials: Path) -> None:
+    """Have a link lead to the certificates that a test makes, as soon as it makes them."""
+    while True:
+        for made in folder.glob("migration-test-*/tlscredsx5090"):
+            beside = credentials.with_suffix(".new")
+            beside.symlink_to(made)
+            beside.rename(credentials)
+            return
+        await trio.sleep(_POLL)
