@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _OTHER_NAME = "/override-host"
 _NEVER_DIALLED = "/mismatch-host"
-"""Its source does not trust who it meets, and its destination is to exit at that: a proxy dials that for no such source."""
+"""Its source does not trust who it meets, and its destination is to exit at that; a proxy does not dial it then."""
 _NO_RETURN_PATH = ("--allow-no-return-path",)
 """Many of the tests do without."""
 
