@@ -2,6 +2,10 @@
 
 import os
 import stat
+from typing import Final
+
+_NO_FILE_REACHES: Final = 1 << 63
+"""An offset that no file has, and that the kernel takes no question about; a broken table may name it all the same."""
 
 
 def size_of(file: int) -> int:
@@ -22,6 +26,8 @@ def read_at(file: int, position: int, length: int) -> bytes:
         OSError: It cannot be read.
     """
     out = bytearray()
+    if position + length >= _NO_FILE_REACHES:
+        return b""
     while len(out) < length and (piece := os.pread(file, length - len(out), position + len(out))):
         out += piece
     return bytes(out)
@@ -34,6 +40,8 @@ def read_into(file: int, position: int, buffer: memoryview) -> int:
         OSError: It cannot be read.
     """
     done = 0
+    if position + len(buffer) >= _NO_FILE_REACHES:
+        return 0
     while done < len(buffer) and (length := os.preadv(file, [buffer[done:]], position + done)):
         done += length
     return done
