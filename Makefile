@@ -106,6 +106,7 @@ $(READY): pyproject.toml tools/install-system-packages
 	@sh tools/install-system-packages "$(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m compileall -q proxy formats
 	@touch $@
 
 $(BROWSER): $(READY) tools/install-browser

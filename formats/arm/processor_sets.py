@@ -121,15 +121,19 @@ def read_machines() -> dict[str, list[str]]:
     return read_table("formats.arm", "machines.toml")
 
 
+@functools.cache
+def _cores_by_name() -> dict[str, tuple[int, int]]:
+    """Return the implementer and part of every core, by its name in small letters, with its maker's and without."""
+    return {name.lower(): key for key, (maker, core) in core_names().items() for name in (core, f"{maker} {core}")}
+
+
 def _core(name: str, text: str) -> tuple[int, int]:
     if match := _NUMBERS.fullmatch(name):
         implementer, part = int(match[1], 16), int(match[2], 16)
         if implementer > 0xFF or part > 0xFFF:
             raise UnknownProcessorError(f"{text!r}: an implementer has 8 bits and a part 12, as in 0x41:0xd07")
         return implementer, part
-    cores: dict[str, tuple[int, int]] = {}
-    for key, (maker, core) in core_names().items():
-        cores[core.lower()] = cores[f"{maker} {core}".lower()] = key
+    cores = _cores_by_name()
     if name in cores:
         return cores[name]
     import difflib  # for errors only

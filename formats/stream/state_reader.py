@@ -105,7 +105,7 @@ class DeviceStateReader:
 
     def _early(self, sections: list[DeviceSection]) -> DeviceState:
         """Device sections before RAM, as virtio-mem sends: they end where an iterable section starts."""
-        self._in.data = memoryview(self._hold.cut(sections[-1].end) + bytes(self._in.data))
+        self._in.data = self._hold.cut(sections[-1].end, self._in.data)
         state = self._released(sections, None, early=True)
         self.early += [EarlySection(section, state.held, state.offset) for section in sections]
         return state
@@ -144,8 +144,7 @@ class DeviceStateReader:
 
     def _before_the_rest(self, end: int, sections: list[DeviceSection], vmdesc: Vmdesc | None) -> DeviceState:
         """Release what is held before an end, and leave the rest for what comes after it."""
-        rest = self._hold.cut(end)
-        self._in.data = memoryview(rest + self._in.data if len(self._in.data) else rest)
+        self._in.data = self._hold.cut(end, self._in.data)
         return self._released(sections, vmdesc)
 
     def _read_without_vmdesc(self) -> DeviceState | None:

@@ -165,12 +165,12 @@ class DeviceStateHold:
         """Locate sections that an iterable section follows; see `footers.locate_by_footers`."""
         return footers.locate_by_footers(self._held, None, base)
 
-    def cut(self, end: int) -> bytes:
-        """Take out the bytes from `end` on."""
-        with memoryview(self._held) as held:
-            rest = bytes(held[end:])
-        del self._held[end:]
-        return rest
+    def cut(self, end: int, more: "Raw") -> memoryview:
+        """Take out the bytes from `end` on, and return them with `more` behind them."""
+        # What is cut off may be a volume's many megabytes of something else: the state is what is copied.
+        rest, self._held = self._held, self._held[:end]
+        rest += more
+        return memoryview(rest)[end:]
 
     def release(self) -> bytearray:
         """Let go of what is held."""

@@ -71,6 +71,8 @@ def parse_errata(texts: list[str], where: str) -> frozenset[str] | None:
     """
     if texts == [ANY]:
         return None
+    if not texts:
+        return frozenset()
     from formats.arm.errata import all_errata
 
     names = [str(erratum) for erratum in all_errata()]

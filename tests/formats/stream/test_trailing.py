@@ -102,6 +102,19 @@ def test_without_a_vmdesc_the_one_way_to_cut_it_tells_the_end(name: str, rest: b
     assert reading.states[0].sections == collect([stream]).states[0].sections
 
 
+@pytest.mark.parametrize("name", ["kvm-trixie-a57r3-no-vmdesc", "tcg-a57-no-vmdesc", "tcg-a72-no-vmdesc"])
+def test_a_clock_that_looks_like_a_footer_and_an_end_leaves_no_doubt(name: str) -> None:
+    """The PL031's offset ends in 0x7e once in 256 starts, and zeroes follow: a footer of section 0, and an end."""
+    stream = bytearray(capture(name))
+    state = collect([bytes(stream)]).states[0]
+    clock = next(section for section in state.sections if section.name == "pl031")
+    at = state.offset + clock.body + 16
+    stream[at : at + 6] = b"\x7e" + bytes(5)
+    reading = take(bytes(stream))
+    assert trailing_of(reading) == b""
+    assert reading.states[0].sections == state.sections
+
+
 def test_without_a_vmdesc_an_older_state_leaves_a_doubt() -> None:
     older = small().sections
     rest = b"".join(section.raw for section in older[2:]) + EOF

@@ -64,7 +64,8 @@ def test_a_fake_vmdesc_does_not_hide_the_true_one() -> None:
         hold, found = held(*pieces_of(whole, 1))
         assert found[-1]
         sections_end = len(whole) - len(END)
-        assert hold.cut(sections_end) == END
+        assert hold.cut(sections_end, b"more") == END + b"more"
+        assert len(hold) == sections_end
 
 
 @pytest.mark.parametrize(
