@@ -137,7 +137,7 @@ class Relay:
         while True:
             try:
                 return await listener.accept()
-            except MemoryError:
+            except MemoryError:  # nothing is said: words take memory, too
                 await trio.sleep(_BREATH)
             except OSError as error:
                 if error.errno not in _PASSING:

@@ -259,6 +259,25 @@ async def test_a_lack_of_file_descriptors_passes() -> None:
     assert [report.outcome for report in it.reports] == [Outcome.REWRITTEN] * 2
 
 
+async def test_a_lack_of_memory_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it let through, no migration would be taken any more. The campaign runs out of it in earnest."""
+    accept, lacks = trio.SocketListener.accept, 2
+
+    async def accept_if_there_is_memory(listener: trio.SocketListener) -> trio.SocketStream:
+        nonlocal lacks
+        if lacks:
+            lacks -= 1
+            raise MemoryError
+        return await accept(listener)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept_if_there_is_memory)
+    async with service() as it:
+        pair = await it.connect()
+        assert await finish(*pair) == EXPECTED
+    assert not lacks
+    assert it.reports[0].outcome is Outcome.REWRITTEN
+
+
 # --- the end
 
 
