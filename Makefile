@@ -15,7 +15,7 @@ QTEST_PROGRAMS := gcc ninja=ninja-build pkg-config flex bison xz=xz-utils /usr/i
 	/usr/include/pixman-1/pixman.h=libpixman-1-dev /usr/include/gnutls/gnutls.h=libgnutls28-dev \
 	/usr/include/libtasn1.h=libtasn1-6-dev /usr/include/zstd.h=libzstd-dev /usr/include/zlib.h=zlib1g-dev /usr/include/libfdt.h=libfdt-dev
 
-.PHONY: help demo lab matrix capabilities bench libvirt libvirt-kvm campaign soak qtest fuzz fuzz-guided model captures docs deb image release test check format clean system
+.PHONY: help demo lab kvm matrix capabilities bench libvirt libvirt-kvm campaign soak qtest fuzz fuzz-guided model captures docs deb image release test check format clean system
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ demo: $(READY) ## show the main job on real arm64 KVM: a guest that is refused m
 
 lab: $(READY) ## a shell in an emulated arm64 host with /dev/kvm; LAB="--suite bookworm --cpu cortex-a72" chooses
 	$(BIN)/python -m tests.lab.shell $(LAB)
+
+kvm: $(READY) ## all tests on real arm64 KVM; `make test` has half of them (40 minutes)
+	$(BIN)/python -m pytest tests/kvm -m ""
 
 matrix: $(READY) ## move guests between every two of 14 lab hosts, and compare with what was predicted (an hour; goes on where it was stopped; LAB="--survey" moves none)
 	$(BIN)/python -m tests.lab.matrix $(LAB)
@@ -83,7 +86,7 @@ release: $(READY) ## a release in dist/, a commit and a tag; VERSION=0.2.0 names
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,release]'
 	$(BIN)/python -m tools.release $(VERSION)
 
-test: check $(BROWSER) $(NETWORK) ## everything: lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
+test: check $(BROWSER) $(NETWORK) ## lint, types, unit tests, migrations between real QEMUs, and on real arm64 KVM
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint, types and the arrows between the floors

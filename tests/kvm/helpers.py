@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import pytest
 
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.lab.host import Host
+
+
+THOROUGH: Final = pytest.mark.thorough
+"""One more of a kind that `make test` has: each takes half a minute, and `make kvm` has them all."""
 
 
 async def record(host: Host, *, smp: int = 1) -> bytes:

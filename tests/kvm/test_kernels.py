@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kvm.helpers import learn, record
+from tests.kvm.helpers import THOROUGH, learn, record
 from tests.lab.guest import counter_guest
 from tests.lab.host_proxy import running_proxy_in, vmstate_proxy_in
 from tests.lab.proxy import running_proxy, vmstate_proxy
@@ -29,7 +29,8 @@ DROPPED = [f"CCSIDR_EL1[{index}]" for index in range(3, 14)]
 DROPPED += ["TCR2_EL1", "PIRE0_EL1", "PIR_EL1", "CNTPCT_EL0", "CNTP_CTL_EL0", "CNTP_CVAL_EL0"]
 ALLOWED = ("--allow-register", ",".join(SWAPPED), "--allow-loss", "ID_AA64DFR0_EL1.DebugVer")
 MITIGATION = "KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1"
-BOTH_JUDGES = pytest.mark.parametrize("asked", ["profile", "kvm"])
+BY_PROFILE = pytest.mark.parametrize("asked", ["profile", pytest.param("kvm", marks=THOROUGH)])
+BY_KVM = pytest.mark.parametrize("asked", [pytest.param("profile", marks=THOROUGH), "kvm"])
 
 
 def names(changes: list[dict[str, Any]], action: str) -> list[str]:
@@ -45,7 +46,7 @@ async def a_proxy(
     return running_proxy(destination, "--host", await learn(directory, host), *options)
 
 
-@BOTH_JUDGES
+@BY_KVM
 async def test_newer_kernel_to_older(lab: Lab, tmp_path: Path, asked: str) -> None:
     newer, older = await lab.host(cpu=N1, suite="trixie"), await lab.host(cpu=N1, suite="bookworm")
     async with (
@@ -70,7 +71,7 @@ async def test_newer_kernel_to_older(lab: Lab, tmp_path: Path, asked: str) -> No
     assert report["bytes_in"] - report["bytes_out"] == 2 * 16 * len(DROPPED)
 
 
-@BOTH_JUDGES
+@BY_KVM
 async def test_older_kernel_to_newer_needs_nothing(lab: Lab, tmp_path: Path, asked: str) -> None:
     newer, older = await lab.host(cpu=N1, suite="trixie"), await lab.host(cpu=N1, suite="bookworm")
     async with (
@@ -129,7 +130,7 @@ async def test_a_kernel_that_is_rolled_back(lab: Lab, tmp_path: Path) -> None:
             assert names(report["changes"], "swap") == ["KVM_REG_ARM_PSCI_VERSION"]
 
 
-@BOTH_JUDGES
+@BY_PROFILE
 async def test_a_mitigation_is_never_lowered(lab: Lab, tmp_path: Path, asked: str) -> None:
     """neoverse-n1 needs no SMCCC_ARCH_WORKAROUND_1, and says so to its guests; cortex-a72 cannot say it."""
     here, there = await lab.hosts(N1, A72, suite="bookworm")

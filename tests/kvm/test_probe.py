@@ -13,7 +13,7 @@ from formats.arm.sysreg import parse_register
 from formats.arm.vcpu_features import VcpuFeature
 from proxy.hosts.profile_file import load_profile
 from proxy.hosts.script.assembly import probe_script
-from tests.kvm.helpers import learn
+from tests.kvm.helpers import THOROUGH, learn
 from tests.lab.host_proxy import vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
 
@@ -28,7 +28,7 @@ async def probe(host: Host, *options: str) -> bytes:
     return completed.output
 
 
-@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+@pytest.mark.parametrize("suite", [pytest.param("bookworm", marks=THOROUGH), "trixie"])
 async def test_probe_and_learn_agree(lab: Lab, tmp_path: Path, suite: str) -> None:
     host = await lab.host(cpu="cortex-a57,midr=0x411fd073", suite=suite)
     path = tmp_path / "probed.toml"
@@ -53,7 +53,7 @@ async def test_probe_and_learn_agree(lab: Lab, tmp_path: Path, suite: str) -> No
     assert str(probed.taken[parse_register("ID_AA64PFR0_EL1")][-1]) == "CSV3 0"
 
 
-@pytest.mark.parametrize("suite", ["bullseye", "trixie"])
+@pytest.mark.parametrize("suite", [pytest.param("bullseye", marks=THOROUGH), "trixie"])
 async def test_the_script_answers_as_host_probe(lab: Lab, tmp_path: Path, suite: str) -> None:
     """On trixie to the byte; bullseye's Python 3.9 runs the script alone, and is held against a recorded stream."""
     host = await lab.host(cpu="cortex-a57,midr=0x411fd073", suite=suite)
