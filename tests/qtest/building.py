@@ -29,6 +29,14 @@ SUITE = "trixie"
 ARCHITECTURES = ("aarch64", "x86_64")
 
 _TEST = "tests/qtest/migration-test"
+_RECOVERING = Path("tests/qtest/migration/framework.c")
+_BY_UNIX = """uri = g_strdup_printf("unix:%s/migsocket-recover", tmpfs);
+    migrate_recover(to, uri);
+"""
+_BY_TCP = """migrate_recover(to, "tcp:127.0.0.1:0");
+    uri = migrate_get_connect_uri(to);
+"""
+"""Recoveries at a new TCP port, so that they come through the proxy, too."""
 _FEATURES = ("tcg", "gnutls", "pixman", "zstd", "fdt=system")
 _BUILD_TOOLS = ("meson", "pycotap")
 _FIRMWARE = Path("qemu-bundle/usr/local/share/qemu")
@@ -85,6 +93,10 @@ def _unpack(folder: Path, tell: Callable[[str], None]) -> None:
             archive.extractall(unpacked, filter="tar")
         [top] = unpacked.iterdir()
         top.rename(folder)
+    recovering = (folder / _RECOVERING).read_text()
+    if recovering.count(_BY_UNIX) != 1:
+        raise ImageError(f"{_RECOVERING} of {packed.name} does not recover over a unix socket as QEMU 10.0's does")
+    (folder / _RECOVERING).write_text(recovering.replace(_BY_UNIX, _BY_TCP))
     # Debian's source has no firmware to build from; its binaries come from the packages.
     (folder / "pc-bios" / "meson.build").write_text("roms = []\n")
     wanted = tomllib.loads((folder / "pythondeps.toml").read_text())["meson"]
