@@ -177,15 +177,21 @@ class Leg:
         if self._rewriter.holds:
             times.holds()
         elif times.holding_since is not None and not self._rewriter.must_judge:
-            times.let_go()
+            self._let_go()
         await self._send(pieces)
         while self._rewriter.must_judge:
             with times.trying():
                 # Other migrations go on while the kernel is asked.
                 pieces = await aside("the verdict", self._rewriter.judge_now, self._limits.idle_state)
-            times.let_go()
+            self._let_go()
             await self._send(pieces)
         self._on_release()
+
+    def _let_go(self) -> None:
+        """Let the device state go on, unless the source gave up meanwhile: then it has, or had, the one guest."""
+        self._times.let_go()
+        if self._rewriter.return_path and self._source.has_ended():
+            raise PeerError("source", "gave up while its device state was held here; nothing of that went on")
 
     async def _send(self, pieces: "list[Raw]") -> None:
         for piece in pieces:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import socket
 import struct
 from abc import ABC, abstractmethod
@@ -59,6 +60,10 @@ class Connection(ABC):
         Raises:
             PeerError: The connection broke.
         """
+
+    def has_ended(self) -> bool:
+        """Tell, as far as that can be told now, whether the peer has ended or broken it; what it sent may be unread."""
+        return False
 
     @abstractmethod
     async def send(self, data: "Raw") -> None:
@@ -121,6 +126,10 @@ class SocketConnection(Connection):
         """
         with self._translated():
             return await self.socket.recv(length, trio.socket.MSG_PEEK)
+
+    def has_ended(self) -> bool:
+        """Tell whether the peer has ended it; see `Connection.has_ended`."""
+        return hung_up(self.socket.fileno())
 
     async def send(self, data: "Raw") -> None:
         """Send all of `data`; see `Connection.send`."""
@@ -186,6 +195,13 @@ class SocketConnection(Connection):
             yield
         except OSError as error:
             raise self.broken(error) from error
+
+
+def hung_up(descriptor: int) -> bool:
+    """Tell whether a socket's peer sends no more, or is gone: poll(2), POLLRDHUP, POLLHUP and POLLERR."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def acknowledge(sock: trio.socket.SocketType | socket.socket, length: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from proxy.errors import PeerError
-from proxy.net.connection import Connection, SocketConnection, acknowledge
+from proxy.net.connection import Connection, SocketConnection, acknowledge, hung_up
 from proxy.net.tls.credentials import explained
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class TlsConnection(Connection):
         length = await self._patiently(partial(self._receive, buffer))
         acknowledge(self.socket, length)
         return length
+
+    def has_ended(self) -> bool:
+        """Tell whether the peer has ended it; see `Connection.has_ended`."""
+        return hung_up(self.socket.fileno())
 
     async def send(self, data: "bytes | bytearray | memoryview") -> None:
         """Send all of `data`; see `Connection.send`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,7 +40,7 @@ from tests.proxy.helpers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 Socket = trio.socket.SocketType
@@ -264,8 +265,9 @@ async def test_the_return_path_passes_any_bytes() -> None:
 async def test_the_end_of_the_source_leaves_the_return_path_open() -> None:
     async with migration() as it:
         await send(it.source, STREAM[8:])
+        assert await receive(it.destination, len(STREAM) - 8) == EXPECTED[8:]
         it.source.shutdown(socket.SHUT_WR)
-        assert await rest(it.destination) == (EXPECTED[8:], "end of file")
+        assert await rest(it.destination) == (b"", "end of file")
         await trio.sleep(0.05)
         await send(it.destination, PONG + SHUT_OK)
         it.destination.shutdown(socket.SHUT_WR)
@@ -331,6 +333,19 @@ async def test_a_truncated_stream_is_no_end_of_file(after: int) -> None:
         assert await rest(it.source) == (b"", "reset")
         report = await it.end()
     assert (report.outcome, report.exit_code) == (Outcome.FAILED, ExitCode.MALFORMED)
+
+
+@pytest.mark.parametrize("end", [lambda source: source.close(), reset], ids=["end of file", "reset"])
+async def test_a_source_that_gives_up_while_its_state_is_held_has_the_one_guest(end: Callable[[Socket], None]) -> None:
+    """`migrate_cancel` just when all is sent: the source runs its guest on, so none of the state may go on."""
+    async with migration() as it:
+        await send(it.source, STREAM[8:-1])
+        assert await receive(it.destination, DEVICES - 8) == EXPECTED[8:DEVICES]
+        os.write(it.source.fileno(), STREAM[-1:])  # the proxy gets no turn between this and the end
+        end(it.source)
+        assert await rest(it.destination) == (b"", "reset")
+        report = await it.end()
+    assert (report.outcome, report.exit_code) == (Outcome.FAILED, ExitCode.FAILED)
 
 
 async def test_the_report_says_between_whom_it_went() -> None:

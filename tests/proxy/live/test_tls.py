@@ -289,6 +289,19 @@ async def test_what_came_before_a_goodbye_is_not_lost(tmp_path: Path, near: Auth
     other.close()
 
 
+@pytest.mark.parametrize("unread", [b"", b"x" * 40_000])
+async def test_an_end_is_noticed_before_it_is_received(unread: bytes, tmp_path: Path, near: Authority) -> None:
+    one, other = await both_ends(near.folder(tmp_path / "both", "server", "client"))
+    await other.send(unread)
+    assert not one.has_ended()
+    other.close()
+    await trio.lowlevel.wait_readable(one.socket)
+    assert one.has_ended()
+    assert await receive_all(one, len(unread)) == unread
+    assert await one.receive(memoryview(bytearray(1))) == 0
+    one.close()
+
+
 async def test_a_source_is_sent_nothing_that_it_would_leave_unread(tmp_path: Path, near: Authority) -> None:
     """A session ticket: a source without a return path reads nothing, and a close over unread bytes is a reset."""
     ends = await both_ends(near.folder(tmp_path / "both", "server", "client"))
