@@ -175,7 +175,7 @@ class Arrivals:
         guest = channel_guest(opening)
 
         def takes_it(migration: "Session") -> bool:
-            return migration.dialled.is_set() and migration.guest in (None, guest)
+            return migration.dialled.is_set() and migration.channels.want_multifd(guest)
 
         with trio.move_on_after(_CHANNEL_WAIT):
             await self._under_way.until(lambda: self._under_way.find(session.key, takes_it) is not None)
@@ -184,8 +184,7 @@ class Arrivals:
             self._log.info(f"{source.name}: a multifd channel without its migration")
             session.reject()
             return False
-        migration.guest = guest
-        migration.report.known_uuid(guest)
+        migration.channels.name_guest(guest)
         await migration.channels.carry_multifd(source, opening, session.way.dial)
         return True
 

@@ -50,7 +50,6 @@ class Session:
         key: The source's host and the destination; all connections of one migration have the same.
         dialled: Set when the main channel has reached the destination; other channels may follow then.
         advised: Set when the source has announced that it may go over to postcopy.
-        guest: The UUID that its multifd channels name; None before the first.
         way: The way to its destination.
         config: What the operator had decided when it came.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
@@ -63,7 +62,6 @@ class Session:
         self.key = (source.host, str(self.way.address))
         self.dialled = trio.Event()
         self.advised = trio.Event()
-        self.guest: bytes | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.on_warning: Callable[[str], None] = lambda _line: None
         self.config = config
@@ -126,7 +124,7 @@ class Session:
     @cached_property
     def channels(self) -> SideChannels:
         """The connections beside its main one."""
-        return SideChannels(self._all_sent, self.report, self._lose)
+        return SideChannels(self._all_sent, self._rewriter, self.report, self._lose)
 
     @cached_property
     def _buffer(self) -> memoryview:

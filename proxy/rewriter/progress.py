@@ -53,6 +53,15 @@ class Progress:
         return self._parser.amid_small_records
 
     @property
+    def brings_pages(self) -> bool:
+        """Whether whole pages came on the main connection, as they do not with multifd, short of postcopy.
+
+        Source: QEMU `migration/ram.c` (`ram_save_target_page`).
+        """
+        ram = self._parser.ram
+        return ram is not None and ram.full_pages > 0 and not self._parser.postcopy
+
+    @property
     def skippable(self) -> int:
         """How many of the next bytes need not be fed; see `StreamParser.skippable`."""
         return self._parser.skippable

@@ -33,7 +33,21 @@ from proxy.net.binding import bound
 from proxy.net.route import Route
 from proxy.report.report import Outcome, Report
 from proxy.rewriter.rewriter import Rewriter
-from tests.proxy.helpers import R0, R3, ROOT, SHUT_OK, judge, live, log_into, short, value, value_at, with_value
+from tests.proxy.helpers import (
+    R0,
+    R3,
+    ROOT,
+    SHUT_OK,
+    capture,
+    device_state,
+    judge,
+    live,
+    log_into,
+    short,
+    value,
+    value_at,
+    with_value,
+)
 from tests.proxy.live.test_postcopy import STREAM as POSTCOPIED
 from tests.proxy.live.test_session import connect, listen, receive, reset, rest, send
 from tests.streams import command as stream_command
@@ -106,13 +120,13 @@ async def service(
     assert len(it.exit_codes) == 1
 
 
-async def finish(source: Socket, destination: Socket, stream: bytes = STREAM, done: int = 8) -> bytes:
-    """Take a migration, `done` bytes of which are sent, to its good end; return what came to the destination."""
+async def finish(source: Socket, destination: Socket, stream: bytes = STREAM, done: int = 8, taken: int = 0) -> bytes:
+    """Take a migration, `done` bytes of which are sent, to its good end; return what came after the `taken` ones."""
     got = b""
 
     async def destine() -> None:
         nonlocal got
-        got = await receive(destination, len(stream))
+        got = await receive(destination, len(stream) - taken)
         await send(destination, SHUT_OK)
         destination.close()
 
@@ -450,6 +464,46 @@ async def test_a_channel_too_many_does_not_end_the_migration() -> None:
         await finish(source, destination)
     [report] = it.reports
     assert (report.outcome, report.channels) == (Outcome.REWRITTEN, 1)
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["a guest that arrived", "a guest that did not"])
+async def test_a_channel_that_breaks_when_all_was_sent(monkeypatch: pytest.MonkeyPatch, arrives: bool) -> None:
+    """The destination may run its guest by then: its word on the main connection counts, if one comes."""
+    monkeypatch.setattr("proxy.live.side_channels._LAST_WORD", 0.2)
+    async with service() as it:
+        source, destination, _, there = await begun_with_a_channel(it)
+        await send(source, STREAM[8:])
+        assert await receive(destination, len(STREAM)) == EXPECTED
+        reset(there)
+        await trio.sleep(0.05)
+        if arrives:
+            await send(destination, SHUT_OK)
+            destination.close()
+        assert await rest(source) == ((SHUT_OK, "end of file") if arrives else (b"", "reset"))
+        source.close()
+        await settled(it, 1)
+    assert it.reports[0].outcome is (Outcome.REWRITTEN if arrives else Outcome.FAILED)
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["that still listens", "that listens no more"])
+async def test_a_channel_for_a_migration_without_any_is_a_strangers(
+    monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    """Its pages come on the main connection; a QEMU takes no channel then, and its guest may have arrived."""
+    monkeypatch.setattr("proxy.live.arrivals._CHANNEL_WAIT", 0.2)
+    stream = live(capture(SMP2))
+    ram = device_state(stream).offset
+    async with service() as it:
+        source, destination = await it.connect(stream[:ram])
+        assert await receive(destination, ram) == stream[:ram]
+        if not listens:
+            it.back.close()
+        with await connect(("127.0.0.1", it.ports[0])) as stranger:
+            await send(stranger, HELLO)
+            assert await rest(stranger) == (b"", "reset")
+        await finish(source, destination, stream, done=ram, taken=ram)
+    [report] = it.reports
+    assert (report.outcome, report.channels) == (Outcome.REWRITTEN, 0)
 
 
 async def test_a_channel_that_the_proxy_has_no_memory_for_ends_the_migration(monkeypatch: pytest.MonkeyPatch) -> None:
