@@ -28,7 +28,8 @@ _ANSWERS = 10.0
 GOOD = frozenset({"one guest", "owner killed", "last window", "package window", "recovery window"})
 """What may become of a guest. Of the windows, which are QEMU's own, docs/safety.md speaks:
 
-- last: the source has sent all, and loses its connection before it hears SHUT; two run.
+- last: the source has sent all, and loses its connection before it hears SHUT; two run. So it can be in postcopy, too,
+  also after a recovery (QEMU 10.0).
 - package: a destination loses its connection when its guest is not started yet, and ends; the source is left paused.
 - recovery: the same, when a paused migration is being recovered (QEMU 7.2).
 """
@@ -93,6 +94,8 @@ async def verdict(scene: Scene, word: str) -> str:
             # The proxy had all of the stream before, but for a few bytes, and so may have passed the device state on.
             released = scene.at_fault is None or scene.far.passed[0] - scene.at_fault < _FEW
             released = released or (await said(scene.destination)).startswith("running/postcopy")
+            # What was recovered had gone over before.
+            released = released or scene.recoveries > 0
             return "last window" if released and not scene.kind.held else "TWO GUESTS"
         if here or there:
             return "one guest"
