@@ -2,6 +2,7 @@
 
 from formats.errors import DeviceStateTooLargeError, FormatError, UnlocatableSectionError
 from formats.frame.records import VMDESCRIPTION_HEADER, read
+from formats.stream.broken import too_long
 from formats.stream.events import LateVmdesc
 from formats.stream.intake import Intake
 from formats.vmstate.device_state import DeviceState
@@ -91,17 +92,27 @@ class DeviceStateReader:
         intake, hold = self._in, self._hold
         # RAM after early sections, and what follows the stream, does not count against what may be held.
         room = hold.limit - len(hold) if iterables_to_come or self._take_trailing else len(intake.data)
-        hold.add(intake.data[:room], intake.offset)
+        self._hold_more(intake.data[:room])
         intake.data = intake.data[room:]
         early = hold.locate_early(intake.offset) if iterables_to_come else None
         if early is not None:
             return self._early(early)
         if not self._take_trailing:
-            hold.add(intake.data, intake.offset)
+            self._hold_more(intake.data)
             intake.data = memoryview(b"")
         if not hold.find_vmdesc() or self._take_trailing:
             return None
         return self._released(*hold.locate_by_vmdesc(self.early, intake.offset))
+
+    def _hold_more(self, data: memoryview) -> None:
+        hold, offset = self._hold, self._in.offset
+        try:
+            hold.add(data, offset)
+        except DeviceStateTooLargeError:
+            hold.find_vmdesc()
+            if past := self.bytes_past_the_end:
+                raise too_long(offset + len(hold) - past) from None
+            raise
 
     def _early(self, sections: list[DeviceSection]) -> DeviceState:
         """Device sections before RAM, as virtio-mem sends: they end where an iterable section starts."""

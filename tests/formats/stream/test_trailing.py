@@ -24,6 +24,7 @@ from tests.streams import (
     collect,
     cut,
     footer,
+    pieces_of,
     small,
     tiny,
     vmdesc_record,
@@ -156,6 +157,16 @@ def test_what_is_held_is_bounded() -> None:
     assert trailing_of(_limited(stream, limit)) == bytes(1 << 16)
     with pytest.raises(FormatError, match=f"the device state exceeds {limit - 1} bytes"):
         _limited(stream, limit - 1)
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_more_than_may_be_held_after_the_end_is_said_to_follow_it(size: int) -> None:
+    end = len(tiny().stream())
+    reading = Reading(end)
+    with pytest.raises(MalformedStreamError, match="more bytes follow the end of the stream") as caught:
+        reading.feed_all(pieces_of(tiny().stream() + bytes(1 << 16), size))
+    assert caught.value.offset == end
+    assert not reading.states
 
 
 def _limited(stream: bytes, limit: int) -> Reading:
