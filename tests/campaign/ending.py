@@ -25,13 +25,15 @@ _NOTICED = 5.0
 _ANSWERS = 10.0
 """Seconds in which a monitor answers; QEMU 7.2 may be mute for good when multifd's channels are lost."""
 
-GOOD = frozenset({"one guest", "owner killed", "last window", "package window", "recovery window"})
+GOOD = frozenset({"one guest", "owner killed", "last window", "package window", "recovery window", "source unaware"})
 """What may become of a guest. Of the windows, which are QEMU's own, docs/safety.md speaks:
 
 - last: the source has sent all, and loses its connection before it hears SHUT; two run. So it can be in postcopy, too,
   also after a recovery (QEMU 10.0).
 - package: a destination loses its connection when its guest is not started yet, and ends; the source is left paused.
 - recovery: the same, when a paused migration is being recovered (QEMU 7.2).
+- unaware: a source in postcopy that has nothing left to send does not see that its connection is gone, nor does
+  migrate-pause help (QEMU 7.2); its guest runs at the destination.
 """
 
 
@@ -87,7 +89,7 @@ async def go_on_at_source(scene: Scene, word: str) -> None:
 async def verdict(scene: Scene, word: str) -> str:
     """Say what became of the guest."""
     if word == "HANGS" and not scene.destination.exited():
-        return word
+        return "source unaware" if await _is_unaware(scene) else word
     for seconds in _LOOKS:
         here, there = await runs(scene.source, seconds), await runs(scene.destination, seconds)
         if here and there:
@@ -104,6 +106,13 @@ async def verdict(scene: Scene, word: str) -> str:
     if scene.destination.exited() and (await said(scene.source)).startswith("finish-migrate/postcopy"):
         return "recovery window" if scene.recoveries else "package window"
     return "NO GUEST"
+
+
+async def _is_unaware(scene: Scene) -> bool:
+    """Tell whether a source waits in postcopy for nothing, and its guest runs at the destination."""
+    if not (await said(scene.source)).startswith("finish-migrate/postcopy"):
+        return False
+    return (await said(scene.destination)).startswith("running/") and await runs(scene.destination, _LOOKS[-1])
 
 
 async def runs(vm: Vm, seconds: float) -> bool:
