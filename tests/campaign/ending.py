@@ -22,6 +22,9 @@ _LOOKS = (1.0, 3.0, 10.0)
 
 _FEW = 1000
 _NOTICED = 5.0
+_WAITS = 20.0
+"""Seconds for which a destination may load its devices."""
+
 _ANSWERS = 10.0
 """Seconds in which a monitor answers; QEMU 7.2 may be mute for good when multifd's channels are lost."""
 
@@ -39,7 +42,7 @@ GOOD = frozenset({"one guest", "owner killed", "last window", "package window", 
 
 async def wait_over(scene: Scene, patience: float) -> str:
     """Wait until the source says that its migration is over, or paused; return QEMU's word, or `exited`, or `HANGS`."""
-    status, alone = "", 0.0
+    status, alone, began = "", 0.0, trio.current_time()
     with trio.move_on_after(LIMIT * patience):
         while True:
             if scene.source.exited():
@@ -50,8 +53,20 @@ async def wait_over(scene: Scene, patience: float) -> str:
                     return status
                 if status.startswith("postcopy"):
                     alone = await _pause_one_that_is_alone(scene, alone)
+                if status == "device" and trio.current_time() - began > _WAITS * patience:
+                    await _cancel_one_that_waits_for_the_mute(scene)
             await trio.sleep(0.05)
     return "HANGS"
+
+
+async def _cancel_one_that_waits_for_the_mute(scene: Scene) -> None:
+    """Do what an operator does with a destination that answers no more, whatever the migration waits for: cancel it.
+
+    QEMU 7.2 and 10.0 wait for ever for a multifd channel that ended in order before its last bytes, and the source for
+    them; so they do without the proxy.
+    """
+    if await said(scene.destination) == "mute":
+        await scene.source.qmp("migrate_cancel")
 
 
 async def _pause_one_that_is_alone(scene: Scene, since: float) -> float:
