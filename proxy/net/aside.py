@@ -3,7 +3,7 @@
 import math
 from _thread import start_new_thread
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import trio
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+_LOOKS: Final = 0.5
+"""Seconds after which it is looked whether the work is done."""
 
 LIMIT: Final = 60.0
 """Seconds that are enough for whatever is not bounded otherwise."""
@@ -33,15 +36,18 @@ async def aside(what: str, work: "Callable[[], T]", limit: float | None = LIMIT)
         ProxyError: It was not done in time, or there can be no thread.
     """
     done, token = trio.Event(), trio.lowlevel.current_trio_token()
-    found: list[T] = []
-    problem: list[BaseException] = []
+    # Places that are there before memory is short: what was found, what was raised, whether it is over.
+    found: list[T | None] = [None]
+    problem: list[BaseException | None] = [None]
+    over = [False]
 
     def run() -> None:
         try:
-            found.append(work())
+            found[0] = work()
         except BaseException as error:
-            problem.append(error)
-        with suppress(trio.RunFinishedError):
+            problem[0] = error
+        over[0] = True
+        with suppress(trio.RunFinishedError, MemoryError):
             token.run_sync_soon(done.set)
 
     try:
@@ -49,9 +55,11 @@ async def aside(what: str, work: "Callable[[], T]", limit: float | None = LIMIT)
     except RuntimeError as error:
         raise ProxyError(f"{what}: {error}") from error
     with trio.move_on_after(math.inf if limit is None else limit):
-        await done.wait()
-    if problem:
+        while not over[0]:  # where memory is short, no word of it may come
+            with trio.move_on_after(_LOOKS):
+                await done.wait()
+    if problem[0] is not None:
         raise problem[0]
-    if not found:
+    if not over[0]:
         raise ProxyError(f"{what} took more than {limit:g} seconds; is this host short of memory or processors?")
-    return found[0]
+    return cast("T", found[0])

@@ -110,7 +110,7 @@ async def verdict(scene: Scene, word: str) -> str:
         if here and there:
             # The proxy had all of the stream before, but for a few bytes, and so may have passed the device state on.
             released = scene.at_fault is None or scene.far.passed[0] - scene.at_fault < _FEW
-            released = released or (await said(scene.destination)).startswith("running/postcopy")
+            released = released or await _has_gone_over(scene.destination)
             # What was recovered had gone over before.
             released = released or scene.recoveries > 0
             return "last window" if released and not scene.kind.held else "TWO GUESTS"
@@ -121,6 +121,15 @@ async def verdict(scene: Scene, word: str) -> str:
     if scene.destination.exited() and (await said(scene.source)).startswith("finish-migrate/postcopy"):
         return "recovery window" if scene.recoveries else "package window"
     return "NO GUEST"
+
+
+async def _has_gone_over(destination: Vm) -> bool:
+    """Tell whether a destination says that its guest came by postcopy; whoever gives up may be asking it just now."""
+    for _ in range(3):
+        if (word := await said(destination)) != "mute":
+            return word.startswith("running/postcopy")
+        await trio.sleep(1)
+    return False
 
 
 async def _is_unaware(scene: Scene) -> bool:

@@ -33,6 +33,22 @@ async def test_it_is_not_waited_for_without_end() -> None:
     over.set()
 
 
+async def test_a_thread_that_finds_no_memory_to_tell_that_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its work was done, or failed for the lack of memory; a guest may wait for it."""
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    def work() -> int:
+        return 6 * 7
+
+    monkeypatch.setattr(trio.lowlevel.TrioToken, "run_sync_soon", no_memory)
+    with trio.fail_after(5):
+        assert await aside("counting", work) == 42
+        with pytest.raises(MemoryError):
+            await aside("counting", no_memory)
+
+
 async def test_a_thread_that_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where memory is short."""
     monkeypatch.setattr(module, "start_new_thread", lambda *_: None)
