@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _CHANNEL_WAIT: Final = 10.0
 """Seconds that a channel waits for its migration, which may be accepted a little later."""
 
+_OVERTAKES: Final = 0.5
+"""Seconds by which a channel may be accepted before the main connection, which QEMU makes first."""
+
 _SILENCE: Final = 0.05
 """Seconds after which a connection that says nothing may be a preempt channel; all others begin at once."""
 
@@ -114,7 +117,7 @@ class Arrivals:
                     begun = await self._begins(session, wait)
         if session.gone or (begun and not may_be_preempt(session.opening)):
             return None
-        return self._under_way.find(session.key, _wants_preempt) or greeted
+        return self._under_way.find(session.key, partial(_wants_preempt, session)) or greeted
 
     async def _begins(self, session: "Session", wait: "Callable[[], Awaitable[bool]]") -> bool:
         begun = await wait()
@@ -126,7 +129,7 @@ class Arrivals:
         """Tell whether one that has said nothing belongs to a migration, or is let go."""
         if session.opening:
             return False
-        return self._under_way.find(session.key, _wants_preempt) is not None or (
+        return self._under_way.find(session.key, partial(_wants_preempt, session)) is not None or (
             self._under_way.draining and self._under_way.find(session.key) is None
         )
 
@@ -175,7 +178,8 @@ class Arrivals:
         guest = channel_guest(opening)
 
         def takes_it(migration: "Session") -> bool:
-            return migration.dialled.is_set() and migration.channels.want_multifd(guest)
+            is_its_own = migration.channels.want_multifd(guest) and not _is_older(session, migration)
+            return migration.dialled.is_set() and is_its_own
 
         with trio.move_on_after(_CHANNEL_WAIT):
             await self._under_way.until(lambda: self._under_way.find(session.key, takes_it) is not None)
@@ -201,9 +205,14 @@ def passes_unread(session: "Session") -> bool:
     return watched and bytes(session.opening[: len(TLS_OPENING)]) == TLS_OPENING
 
 
-def _wants_preempt(session: "Session") -> bool:
+def _wants_preempt(silent: "Session", migration: "Session") -> bool:
     """Tell whether a migration may be that of a connection that says nothing."""
-    return session.wants_preempt
+    return migration.wants_preempt and not _is_older(silent, migration)
+
+
+def _is_older(connection: "Session", migration: "Session") -> bool:
+    """Tell whether a connection came so long before a migration that it is a stranger's, and no channel of it."""
+    return connection.source.since + _OVERTAKES < migration.source.since
 
 
 def brings_a_migration(opening: memoryview) -> bool:

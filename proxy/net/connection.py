@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import struct
+import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -46,12 +47,14 @@ class Connection(ABC):
         peer: `source` or `destination`.
         name: The peer's address, in QEMU's syntax.
         host: The peer's host, where its address has one; connections of one migration come from one host.
+        since: When it was made or accepted, by `time.monotonic`.
     """
 
     def __init__(self, peer: str, name: str, host: str = "") -> None:
         self.peer = peer
         self.name = name
         self.host = host
+        self.since = time.monotonic()
 
     @abstractmethod
     async def receive(self, buffer: memoryview) -> int:

@@ -95,9 +95,12 @@ async def coordinate(scene: Scene, word: str) -> None:
 
 
 async def go_on_at_source(scene: Scene, word: str) -> None:
-    """Do as the proxy's report says, where a refused source of QEMU 7.2 is left stopped: `cont`."""
+    """Do as the proxy's report says, where a refused source of QEMU 7.2 is left stopped: `cont`.
+
+    It is left so, too, when it is cancelled just as it goes over to postcopy.
+    """
     with suppress(LabError), trio.move_on_after(_ANSWERS):
-        if word == "failed" and await scene.source.status() == "postmigrate":
+        if word in ("failed", "cancelled") and await scene.source.status() == "postmigrate":
             await scene.source.qmp("cont")
 
 

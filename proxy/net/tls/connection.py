@@ -36,6 +36,7 @@ class TlsConnection(Connection):
 
     def __init__(self, below: SocketConnection, wrap: "Callable[[socket.socket], ssl.SSLSocket]") -> None:
         super().__init__(below.peer, below.name, below.host)
+        self.since = below.since
         raw = socket.socket(fileno=below.socket.detach())
         raw.setblocking(False)
         self._unread = b""

@@ -466,6 +466,43 @@ async def test_a_channel_too_many_does_not_end_the_migration() -> None:
     assert (report.outcome, report.channels) == (Outcome.REWRITTEN, 1)
 
 
+async def test_who_greeted_long_before_a_migration_is_none_of_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU connects its main channel first. A destination with a preempt channel would take a stranger's for that."""
+    monkeypatch.setattr("proxy.live.arrivals._OVERTAKES", 0.02)
+    monkeypatch.setattr("proxy.live.arrivals._CHANNEL_WAIT", 0.5)
+    async with service() as it:
+        stranger = it.open.enter_context(await connect(("127.0.0.1", it.ports[0])))
+        await send(stranger, HELLO)
+        await trio.sleep(0.1)
+        source, destination, channel, there = await begun_with_a_channel(it)
+        assert await rest(stranger) == (b"", "reset")
+        channel.shutdown(socket.SHUT_WR)
+        there.shutdown(socket.SHUT_WR)
+        await finish(source, destination)
+    [report] = it.reports
+    assert (report.outcome, report.channels) == (Outcome.REWRITTEN, 1)
+
+
+async def test_who_was_silent_long_before_a_migration_is_not_its_preempt_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.live.arrivals._OVERTAKES", 0.02)
+    async with service(judge_=judge(R0)) as it:
+        it.open.enter_context(await connect(("127.0.0.1", it.ports[0])))
+        await trio.sleep(0.1)
+        source, destination = await it.connect()
+        await send(source, POSTCOPIED[8:])
+        await receive(destination, len(POSTCOPIED))
+        with trio.move_on_after(0.3) as dialled:
+            await it.back.accept()
+        assert dialled.cancelled_caught
+        with await connect(("127.0.0.1", it.ports[0])):
+            channel, _ = await it.back.accept()
+            with channel:
+                reset(source)
+                assert (await rest(destination))[1] == "reset"
+
+
 @pytest.mark.parametrize("arrives", [True, False], ids=["a guest that arrived", "a guest that did not"])
 async def test_a_channel_that_breaks_when_all_was_sent(monkeypatch: pytest.MonkeyPatch, arrives: bool) -> None:
     """The destination may run its guest by then: its word on the main connection counts, if one comes."""
