@@ -31,6 +31,10 @@ _STEP: Final = 64 << 10
 _STEPS_PER_SECOND: Final = 20
 """Where there is a rate, steps are smaller: a stream that flows, and does not come in gulps."""
 
+_WORD: Final = 10.0
+"""Seconds that a destination that can say whether it has the guest may take for that, before it is told that no more
+comes; whatever is no QEMU may wait for the latter."""
+
 
 class Readable(Protocol):
     """What a stream is read from: an unbuffered binary file."""
@@ -125,6 +129,7 @@ class Replay:
         self._unsettled = bytearray()
         self._sent = 0
         self._all_sent = False
+        self._word = trio.Event()
         self._send_error: PeerError | None = None
         self._error: ProxyError | FormatError | None = _Stopped("the replay was stopped")
         self._buffer = bytearray(_BUFFER)
@@ -170,8 +175,12 @@ class Replay:
             if self._follower.cut:
                 assert self._follower.problem is not None
                 raise self._follower.problem
-            await destination.finish()
             self._all_sent = True
+            if self._follower.return_path:
+                # As QEMU does; and a proxy takes an end before that for a source that has given up.
+                with trio.move_on_after(_WORD):
+                    await self._word.wait()
+            await destination.finish()
         except PeerError as error:
             # What the destination said before it broke the connection is still to be heard.
             self._send_error = error
@@ -201,9 +210,17 @@ class Replay:
             progress(len(step))
 
     async def _backward(self, destination: "Connection") -> None:
+        try:
+            await self._listen(destination)
+        finally:
+            self._word.set()
+
+    async def _listen(self, destination: "Connection") -> None:
         buffer = memoryview(bytearray(RETURN_BUFFER))
         while length := await destination.receive(buffer):
             self._listener.listen(buffer[:length])
+            if self._listener.shut is not None:
+                self._word.set()
             for kind in sorted(POSTCOPY_REQUESTS & self._listener.heard.keys()):
                 raise RefusedError(
                     f"the destination asks for what only a running source has ({MessageType(kind).name}): this is the "
