@@ -11,6 +11,7 @@ import trio
 from formats.channels.return_path import ReturnPathListener
 from proxy.errors import PeerError
 from proxy.net.aside import aside
+from proxy.net.looking import Lookout
 from proxy.net.pumps import pass_on, together
 from proxy.old_source import let_wait
 
@@ -92,11 +93,11 @@ class Leg:
             Also what `Rewriter.feed` raises.
         """
         problem: Exception | None = None
-        with self._scope:
+        with self._scope, Lookout(self._source, self._destination) as lookout:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_idle)
                 try:
-                    await together(self._forward(pieces), self._backward())
+                    await together(self._forward(pieces, lookout), self._backward())
                 except Exception as error:
                     problem = error
                 nursery.cancel_scope.cancel()
@@ -123,7 +124,7 @@ class Leg:
             if limit is not None and time.perf_counter() - self._times.received > limit:
                 self.lose(PeerError("source", f"sent nothing that could go on for {limit:g} seconds ({option})"))
 
-    async def _forward(self, pieces: "list[Raw]") -> None:
+    async def _forward(self, pieces: "list[Raw]", lookout: Lookout) -> None:
         """Source to destination, through the rewriter."""
         rewriter = self._rewriter
         await self._release(pieces)
@@ -136,14 +137,14 @@ class Leg:
                 await self._pass_on()
                 received: int | None = 0
             else:
-                received = await self._receive()
+                received = await self._receive(lookout)
             if received:
                 self._times.received = time.perf_counter()
             waits = waits + 1 if received is None else 0
             if received is None:
                 await self._release(rewriter.vmdesc_overdue(last_word=waits == _MOST_WAITS))
             elif received:
-                await self._release(rewriter.feed(self._buffer[:received]))
+                await self._release(await self._feed(self._buffer[:received], lookout))
                 if received < _SMALL and rewriter.amid_small_records:
                     await trio.sleep(_GATHER)
             else:
@@ -163,14 +164,28 @@ class Leg:
 
         await pass_on(self._source, self._destination, count)
 
-    async def _receive(self) -> int | None:
+    async def _receive(self, lookout: Lookout) -> int | None:
         """Receive into the buffer; None when a vmdesc that seems to be missing is overdue."""
         if not self._rewriter.awaiting_vmdesc:
-            return await self._source.receive(self._buffer)
+            return await lookout.receive(self._buffer, may_look=not self._rewriter.holds)
         received: int | None = None
         with trio.move_on_after(self._vmdesc_wait):
             received = await self._source.receive(self._buffer)
         return received
+
+    async def _feed(self, data: memoryview, lookout: Lookout) -> "list[Raw]":
+        """Feed what came; return what may go on, unless that has been moved on by the kernel."""
+        nothing_held = self._rewriter.nothing_held
+        try:
+            pieces = self._rewriter.feed(data)
+            if lookout.looked_at and nothing_held and _are_parts(pieces, data):
+                length = sum(map(len, pieces))
+                if await lookout.move_on(length):
+                    self._rewriter.report.bytes_out += length
+                    pieces = []
+        finally:
+            await lookout.take_rest()
+        return pieces
 
     async def _release(self, pieces: "list[Raw]") -> None:
         times = self._times
@@ -213,3 +228,8 @@ class Leg:
         """With a return path, a migration is done when the destination says so, not when its stream was sent."""
         if self._rewriter.return_path and self._listener.shut != 0:
             raise PeerError("destination", self._listener.ending)
+
+
+def _are_parts(pieces: "list[Raw]", data: memoryview) -> bool:
+    """Tell whether nothing but parts of what was fed goes on; where nothing was held before, they are its beginning."""
+    return all(isinstance(piece, memoryview) and piece.obj is data.obj for piece in pieces)

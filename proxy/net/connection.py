@@ -117,7 +117,7 @@ class SocketConnection(Connection):
     async def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Connection.receive`."""
         with self._translated():
-            length = await self._when(trio.lowlevel.wait_readable, os.readv, [buffer])
+            length = await self.when(trio.lowlevel.wait_readable, os.readv, [buffer])
             acknowledge(self.socket, length)
         return length
 
@@ -139,15 +139,15 @@ class SocketConnection(Connection):
         with self._translated(), memoryview(data) as view:
             sent = 0
             while sent < len(view):
-                sent += await self._when(trio.lowlevel.wait_writable, os.write, view[sent:])
+                sent += await self.when(trio.lowlevel.wait_writable, os.write, view[sent:])
 
-    async def _when(
+    async def when(
         self,
         wait: "Callable[[trio.socket.SocketType], Awaitable[None]]",
         act: "Callable[[int, _T], int]",
         argument: _T,
     ) -> int:
-        """Do what moves bytes, and returns how many, as soon as it can be done.
+        """Do what moves bytes, and returns how many, as soon as it can be done; other tasks get their turn meanwhile.
 
         trio's own sockets go through its scheduler each time, also where there is nothing to wait for.
         """

@@ -4,10 +4,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from formats.stream.parser import StreamParser
+    from proxy.report.report import Report
 
 
 class Progress:
-    """What can be asked about a stream while it passes; the parser knows it."""
+    """What can be asked about a stream while it passes; the parser knows it.
+
+    Attributes:
+        report: What came of the stream so far.
+    """
+
+    report: "Report"
 
     def __init__(self, parser: "StreamParser") -> None:
         self._parser = parser
@@ -21,6 +28,11 @@ class Progress:
     def holds(self) -> bool:
         """Whether device state is being held: the guest stands."""
         return self._parser.holds
+
+    @property
+    def nothing_held(self) -> bool:
+        """Whether all that was fed is in what was returned."""
+        return self._parser.offset == self.report.bytes_in
 
     @property
     def postcopy(self) -> bool:
