@@ -88,11 +88,15 @@ def _vmstate_proxy(way: Way) -> Sequence[str | Path]:
     return command
 
 
-def _socat(way: Way) -> Sequence[str | Path]:
-    return ["socat", f"TCP-LISTEN:{way.port},bind=127.0.0.1,reuseaddr,fork", f"TCP:127.0.0.1:{way.target}"]
+def _socat(*options: str) -> Callable[[Way], Sequence[str | Path]]:
+    def command(way: Way) -> Sequence[str | Path]:
+        ends = f"TCP-LISTEN:{way.port},bind=127.0.0.1,reuseaddr,fork", f"TCP:127.0.0.1:{way.target}"
+        return ["socat", *options, *ends]
+
+    return command
 
 
-def _haproxy(*options: str) -> Callable[[Way], Sequence[str | Path]]:
+def _haproxy(*options: str, tuned: Sequence[str] = ()) -> Callable[[Way], Sequence[str | Path]]:
     def command(way: Way) -> Sequence[str | Path]:
         here, there = f"127.0.0.1:{way.port}", f"127.0.0.1:{way.target}"
         if way.tls is not None:
@@ -105,7 +109,9 @@ def _haproxy(*options: str) -> Callable[[Way], Sequence[str | Path]]:
             there += f" ssl crt {way.folder / 'client.pem'} ca-file {authority} verify required"
         configuration = way.folder / "haproxy.cfg"
         configuration.write_text(
-            "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+            "global\n"
+            + "".join(f"  {setting}\n" for setting in tuned)
+            + "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
             + "".join(f"  option {option}\n" for option in options)
             + f"listen migrations\n  bind {here}\n  server destination {there}\n"
         )
@@ -116,7 +122,8 @@ def _haproxy(*options: str) -> Callable[[Way], Sequence[str | Path]]:
 
 DIRECT = Carrier("direct", None)
 OURS = Carrier("vmstate-proxy", _vmstate_proxy)
-SOCAT = Carrier("socat", _socat)
+SOCAT_USUAL = Carrier("socat, 8 KiB", _socat())
+SOCAT = Carrier("socat", _socat("-b", "1048576"))
 HAPROXY = Carrier("haproxy", _haproxy())
 HAPROXY_SPLICE = Carrier("haproxy, splice", _haproxy("splice-request", "splice-response"))
 CARRIERS = (DIRECT, OURS, SOCAT, HAPROXY, HAPROXY_SPLICE)

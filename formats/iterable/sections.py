@@ -70,10 +70,14 @@ class IterableSections:
         return next((reader for reader in readers if isinstance(reader, RamReader)), None)
 
     @property
+    def amid_part(self) -> bool:
+        """Whether what was read ends in a section, and not in its last part."""
+        return self.at_hand is not None and not self.at_hand.last_part
+
+    @property
     def amid_small_records(self) -> bool:
-        """Whether what was read ends between records, and neither in a section's last part."""
-        section = self.at_hand
-        return section is not None and not section.last_part and not section.reader.amid_payload
+        """Whether it ends there, between records."""
+        return self.amid_part and self.at_hand is not None and not self.at_hand.reader.amid_payload
 
     @property
     def skippable(self) -> int:

@@ -18,15 +18,7 @@ from formats.stream.broken import too_long, truncated, unexpected
 from formats.stream.commands import read_command
 from formats.stream.configuration import read_configuration, true_page_bits
 from formats.stream.ending import Ending
-from formats.stream.events import (
-    AnyEvent,
-    Command,
-    FileHeader,
-    IterableData,
-    MappedPages,
-    PostcopyData,
-    TrailingBytes,
-)
+from formats.stream.events import AnyEvent, Command, FileHeader, IterableData, MappedPages, PostcopyData, TrailingBytes
 from formats.stream.file_header import read_file_header
 from formats.stream.grammar import State, accepted
 from formats.stream.intake import Intake
@@ -121,11 +113,13 @@ class StreamParser:
         return self.state is State.DEVICE_STATE and self._states.ends_like_the_end
 
     @property
-    def amid_small_records(self) -> bool:
-        """Whether the bytes fed so far end between records of an iterable section, and it is not the last one.
+    def amid_part(self) -> bool:
+        """Whether the bytes fed so far end in an iterable section, and it is not the last one: its guest runs."""
+        return self.state is State.ITERABLE_BODY and self._iterables.amid_part
 
-        So it is among zero pages; those that end among full pages end within one.
-        """
+    @property
+    def amid_small_records(self) -> bool:
+        """Whether that is so, and they end between its records: among zero pages. Full pages end within one."""
         return self.state is State.ITERABLE_BODY and self._iterables.amid_small_records
 
     def feed(self, data: Raw) -> None:

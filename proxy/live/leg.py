@@ -4,6 +4,7 @@ A migration has one; a postcopy migration that was interrupted has another for e
 """
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from formats.frame.event import Raw
-    from proxy.live.session_config import Limits
+    from proxy.live.session_config import SessionConfig
     from proxy.net.connection import Connection
     from proxy.rewriter.rewriter import Rewriter
 
@@ -32,6 +33,9 @@ _GATHER: Final = 0.001
 QEMU sends them in pieces of 32 KiB, which stand for 14 MiB of memory. Those that nobody takes at once it sends in
 longer ones, with less work for itself, for the proxy and for the destination.
 """
+
+_MUCH_HELD: Final = 2 << 20
+"""Bytes of device state whose sections may take longer to find than others should wait: that of 200 vCPUs."""
 
 _LOOK_FOR_IDLE: Final = 1.0
 
@@ -49,8 +53,7 @@ class Leg:
         rewriter: "Rewriter",
         *,
         buffer: memoryview,
-        vmdesc_wait: float,
-        limits: "Limits",
+        config: "SessionConfig",
         on_release: "Callable[[], None]",
     ) -> None:
         """Make a leg.
@@ -60,20 +63,19 @@ class Leg:
             destination: The destination's.
             rewriter: Says what may go on.
             buffer: What is received into.
-            vmdesc_wait: Seconds to wait for a vmdesc that seems to be missing.
-            limits: How long nothing may come.
+            config: How long nothing may come, and more.
             on_release: Is called whenever bytes have gone on to the destination.
         """
         self._source = source
         self._destination = destination
         self._rewriter = rewriter
         self._buffer = buffer
-        self._vmdesc_wait = vmdesc_wait
-        self._limits = limits
+        self._config = config
         self._on_release = on_release
         self._times = rewriter.report.times
         self._listener = ReturnPathListener()
         self._destination_ended = False
+        self._works_aside = False
         self._scope = trio.CancelScope()
         self._lost: PeerError | None = None
 
@@ -113,14 +115,12 @@ class Leg:
 
     async def _watch_idle(self) -> None:
         """Lose the leg when nothing passes for too long; not while the QEMUs wait for each other, nor in postcopy."""
-        rewriter = self._rewriter
+        rewriter, limits = self._rewriter, self._config.limits
         while True:
             await trio.sleep(_LOOK_FOR_IDLE)
-            if rewriter.complete or rewriter.opaque or rewriter.must_judge:
+            if rewriter.complete or rewriter.opaque or self._works_aside:
                 continue
-            option, limit = (
-                ("--idle-state", self._limits.idle_state) if rewriter.holds else ("--idle-ram", self._limits.idle_ram)
-            )
+            option, limit = ("--idle-state", limits.idle_state) if rewriter.holds else ("--idle-ram", limits.idle_ram)
             if limit is not None and time.perf_counter() - self._times.received > limit:
                 self.lose(PeerError("source", f"sent nothing that could go on for {limit:g} seconds ({option})"))
 
@@ -132,7 +132,7 @@ class Leg:
         while True:
             if rewriter.awaiting_vmdesc and not waits:
                 # The guest stands; what the footers leave no doubt about need not wait for a vmdesc.
-                await self._release(rewriter.without_vmdesc())
+                await self._release(await self._worked(rewriter.without_vmdesc))
             if rewriter.opaque:
                 await self._pass_on()
                 received: int | None = 0
@@ -142,7 +142,8 @@ class Leg:
                 self._times.received = time.perf_counter()
             waits = waits + 1 if received is None else 0
             if received is None:
-                await self._release(rewriter.vmdesc_overdue(last_word=waits == _MOST_WAITS))
+                overdue = partial(rewriter.vmdesc_overdue, last_word=waits == _MOST_WAITS)
+                await self._release(await self._worked(overdue))
             elif received:
                 await self._release(await self._feed(self._buffer[:received], lookout))
                 if received < _SMALL and rewriter.amid_small_records:
@@ -150,7 +151,7 @@ class Leg:
             else:
                 if self._destination_ended and not rewriter.complete:
                     raise PeerError("destination", "gave up before it had the guest; its own log says why")
-                await self._release(rewriter.end())
+                await self._release(await self._worked(rewriter.end))
                 await self._destination.finish()
                 return
 
@@ -169,15 +170,15 @@ class Leg:
         if not self._rewriter.awaiting_vmdesc:
             return await lookout.receive(self._buffer, may_look=not self._rewriter.holds)
         received: int | None = None
-        with trio.move_on_after(self._vmdesc_wait):
+        with trio.move_on_after(self._config.vmdesc_wait):
             received = await self._source.receive(self._buffer)
         return received
 
     async def _feed(self, data: memoryview, lookout: Lookout) -> "list[Raw]":
         """Feed what came; return what may go on, unless that has been moved on by the kernel."""
-        nothing_held = self._rewriter.nothing_held
+        nothing_held = not self._rewriter.held
         try:
-            pieces = self._rewriter.feed(data)
+            pieces = await self._worked(partial(self._rewriter.feed, data))
             if lookout.looked_at and nothing_held and _are_parts(pieces, data):
                 length = sum(map(len, pieces))
                 if await lookout.move_on(length):
@@ -186,6 +187,22 @@ class Leg:
         finally:
             await lookout.take_rest()
         return pieces
+
+    async def _worked(self, work: "Callable[[], list[Raw]]") -> "list[Raw]":
+        """Have the rewriter work on what came. Other migrations need not wait long for what it takes its time for."""
+        if self._rewriter.amid_part:
+            return work()
+        if self._rewriter.held > _MUCH_HELD:
+            return await self._aside("the device state", work)
+        return await self._config.turns.take(work)
+
+    async def _aside(self, what: str, work: "Callable[[], list[Raw]]") -> "list[Raw]":
+        """Work in a thread; other migrations go on."""
+        self._works_aside = True
+        try:
+            return await aside(what, work, self._config.limits.idle_state)
+        finally:
+            self._works_aside = False
 
     async def _release(self, pieces: "list[Raw]") -> None:
         times = self._times
@@ -196,8 +213,7 @@ class Leg:
         await self._send(pieces)
         while self._rewriter.must_judge:
             with times.trying():
-                # Other migrations go on while the kernel is asked.
-                pieces = await aside("the verdict", self._rewriter.judge_now, self._limits.idle_state)
+                pieces = await self._aside("the verdict", self._rewriter.judge_now)
             self._let_go()
             await self._send(pieces)
         self._on_release()

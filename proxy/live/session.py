@@ -256,8 +256,7 @@ class Session:
             destination,
             self._rewriter,
             buffer=self._buffer,
-            vmdesc_wait=self.config.vmdesc_wait,
-            limits=self.config.limits,
+            config=self.config,
             on_release=self._tell_released,
         )
         await self._leg.run(pieces)

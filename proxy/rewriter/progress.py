@@ -30,9 +30,9 @@ class Progress:
         return self._parser.holds
 
     @property
-    def nothing_held(self) -> bool:
-        """Whether all that was fed is in what was returned."""
-        return self._parser.offset == self.report.bytes_in
+    def held(self) -> int:
+        """How many of the bytes that were fed are not in what was returned."""
+        return self.report.bytes_in - self._parser.offset
 
     @property
     def postcopy(self) -> bool:
@@ -58,6 +58,11 @@ class Progress:
     def awaiting_vmdesc(self) -> bool:
         """Whether only the vmdesc seems to be missing; see `StreamParser.awaiting_vmdesc`."""
         return self._parser.awaiting_vmdesc
+
+    @property
+    def amid_part(self) -> bool:
+        """Whether memory comes, and it is not the last; see `StreamParser.amid_part`."""
+        return self._parser.amid_part
 
     @property
     def amid_small_records(self) -> bool:

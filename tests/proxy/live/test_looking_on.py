@@ -28,7 +28,7 @@ def test_what_the_kernel_may_move_is_the_beginning(most: int, drops: bool) -> No
     while at < len(stream):
         data = memoryview(bytearray(stream[at : at + draw.randint(1, most)]))
         at += len(data)
-        nothing_held = rewriter.nothing_held
+        nothing_held = not rewriter.held
         pieces = rewriter.feed(data)
         if nothing_held and _are_parts(pieces, data):
             goes_on = b"".join(pieces)
