@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.lab.host_proxy import vmstate_proxy_in
+from benchmarks.switchover import MIDR, grown
+from tests.kvm import trial_counts
+from tests.lab.host_proxy import run_python_in, vmstate_proxy_in
 from tests.lab.proxy import vmstate_proxy
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.lab.host import Host
 
 
@@ -42,3 +44,14 @@ async def probe(directory: Path, host: Host) -> str:
     profile = directory / f"{host}-probed.toml"
     profile.write_bytes((await vmstate_proxy_in(host, "host", "probe", "-o", "-")).output)
     return str(profile)
+
+
+async def count_trial(host: Host, vcpus: int) -> dict[str, Any]:
+    """Count what a host's KVM is asked, and how often the device state is gone over, while a guest stands."""
+    switchover = grown(vcpus, vmdesc=True)
+    await host.put("/tmp/trial_counts.py", Path(trial_counts.__file__).read_bytes())
+    await host.put("/tmp/before", switchover.before)
+    await host.put("/tmp/state", switchover.state)
+    completed = await run_python_in(host, "/tmp/trial_counts.py", "/tmp/before", "/tmp/state", MIDR)
+    counted: dict[str, Any] = json.loads(completed.stdout)
+    return counted

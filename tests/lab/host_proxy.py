@@ -53,10 +53,10 @@ async def vmstate_proxy_in(host: Host, *arguments: str, check: bool = True) -> C
     return await host.run([*_PYTHON, *arguments], check=check, limit=_COMMAND_LIMIT)
 
 
-async def run_python_in(host: Host, *arguments: str) -> CompletedCommand:
+async def run_python_in(host: Host, *arguments: str, limit: float = _COMMAND_LIMIT) -> CompletedCommand:
     """Run a Python program in a host that imports this project; arguments are its path there, and its own."""
     await _install(host)
-    return await host.run(["env", f"PYTHONPATH={_FOLDER}", "python3", *arguments], limit=_COMMAND_LIMIT)
+    return await host.run(["env", f"PYTHONPATH={_FOLDER}", "python3", *arguments], limit=limit)
 
 
 class HostProxy:
