@@ -35,7 +35,7 @@ matrix: $(READY) ## move guests between every two of 14 lab hosts, and compare w
 capabilities: $(READY) ## try every migration capability between real QEMUs (30 minutes); LAB="--again multifd" does a part
 	$(BIN)/python -m tests.lab.capabilities $(LAB)
 
-bench: $(BENCH) ## compare with socat and haproxy, and write docs/benchmarks.md (20 minutes); PARTS="migrations --rounds 3" is quicker
+bench: $(BENCH) ## compare with socat and haproxy, and write docs/benchmarks.md (30 minutes); PARTS="migrations --rounds 3" is quicker
 	$(BIN)/python -m benchmarks $(PARTS)
 
 libvirt: $(LIBVIRT) ## virsh migrate through the proxy, between two libvirt daemons (2 minutes; installs libvirt)

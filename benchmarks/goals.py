@@ -54,6 +54,10 @@ IMPORTS = "Most of it are the imports of click and msgspec."
 SWITCHOVER = (
     "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."
 )
+KVM = (
+    "Every register is written into a vCPU of the host's own KVM, through an emulated processor there; what that costs "
+    "beside Python's part is not what the scale says."
+)
 READ_AGAIN = (
     "What the kernel has copied is mapped, to be judged; the interpreter's start and the steps between come on top."
 )

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import socket
 import tempfile
-import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from benchmarks.carriers import ROOT, Carrier, Way, carrying, free_port
-from formats.channels.return_path import shut
+from benchmarks.played import TIMEOUT, switch_over
 from tests.proxy.helpers import live
 from tests.streams import device_state, recorded
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 CAPTURE = "kvm-trixie-a57r0"
 HOST = ROOT / "captures/hosts/trixie-a57.toml"
 MIDR = "0x411fd070"
-_BUFFER = 4 << 20
-_TIMEOUT = 30.0
-_SETTLE = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +64,9 @@ def grown(vcpus: int, *, vmdesc: bool, name: str = CAPTURE) -> Switchover:
 async def measured(switchover: Switchover, carrier: Carrier, rounds: int) -> Sequence[float]:
     """Return the seconds between the last byte in and the last byte out, once for each round."""
     with tempfile.TemporaryDirectory(prefix="vmstate-bench-") as name, socket.create_server(("127.0.0.1", 0)) as back:
-        back.settimeout(_TIMEOUT)
+        back.settimeout(TIMEOUT)
         target = back.getsockname()[1]
         way = Way(target if carrier.command is None else free_port(), target, Path(name), HOST, MIDR)
         async with carrying(carrier, way):
-            return [await trio.to_thread.run_sync(_one, switchover, way, back) for _ in range(rounds)]
-
-
-def _one(switchover: Switchover, way: Way, back: socket.socket) -> float:
-    with socket.create_connection(("127.0.0.1", way.port), _TIMEOUT) as source:
-        source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        source.sendall(switchover.before)
-        destination, _ = back.accept()
-        with destination:
-            destination.settimeout(_TIMEOUT)
-            _receive(destination, len(switchover.before))
-            # A source has its vCPUs' state together a moment after the last of its RAM.
-            time.sleep(_SETTLE)
-            # What does not fit into the sockets' buffers is sent as the carrier takes it; the clock starts at the end.
-            source.sendall(switchover.state)
-            started = time.perf_counter()
-            _receive(destination, len(switchover.state))
-            seconds = time.perf_counter() - started
-            destination.sendall(shut(0))
-            destination.shutdown(socket.SHUT_WR)
-            _receive(source, len(shut(0)))
-            source.shutdown(socket.SHUT_WR)
-            while destination.recv(_BUFFER):
-                pass
-    return seconds
-
-
-def _receive(sock: socket.socket, length: int) -> None:
-    buffer = bytearray(_BUFFER)
-    while length:
-        length -= sock.recv_into(buffer, min(length, _BUFFER)) or _gone()
-
-
-def _gone() -> int:
-    raise RuntimeError("the carrier closed the connection")
+            one = partial(switch_over, switchover.before, switchover.state, len(switchover.state), way.port, back)
+            return [await trio.to_thread.run_sync(one) for _ in range(rounds)]
