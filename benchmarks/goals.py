@@ -55,8 +55,8 @@ SWITCHOVER = (
     "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."
 )
 KVM = (
-    "Every register is written into a vCPU of the host's own KVM, through an emulated processor there; what that costs "
-    "beside Python's part is not what the scale says."
+    "What is not the host's own is written into a vCPU of its KVM while the guest stands, one after the other. In an "
+    "emulated host a system call takes longer, next to Python, than on a real one; the scale leaves that out."
 )
 READ_AGAIN = (
     "What the kernel has copied is mapped, to be judged; the interpreter's start and the steps between come on top."

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 _LOOPBACK = "127.0.0.1"
 _BUFFER = 4 << 20
 _SETTLE = 0.002
-_START_LIMIT = 90.0
+_START_LIMIT = 300.0
 _POLL = 0.05
 _PAUSE = 0.05
 _LISTENING = re.compile(r"listening on tcp:127\.0\.0\.1:(\d+), ")
