@@ -156,10 +156,14 @@ class Judge:
         if self.trial is None:
             # A profile only has words for those that differ from its own.
             return self._recalled(registers, view.comparison.differing(registers), host)
-        looked_at = list(registers.items())
-        verdicts = list(verdicts_of(self.policy, registers, looked_at, host, self._asked(looked_at, host)))
+        held: dict[int, int | None] = dict(registers.items())
+        refused = self._asked(held.items(), host)
+        # Of a register that is the host's own, and that it takes, there is nothing to say.
+        about = {*refused, *(register for register, _ in view.comparison.differing(registers))}
+        looked_at = [(register, held[register]) for register in sorted(about)]
+        verdicts = list(verdicts_of(self.policy, registers, looked_at, host, refused))
         if all(verdict.action is not Action.REFUSE for verdict in verdicts):
-            verdicts += self._still_refused(registers, verdicts, host)
+            verdicts += self._still_refused(registers, held, verdicts, host)
         return verdicts
 
     def _view_for(self, registers: Registers) -> "_View | None":
@@ -219,18 +223,21 @@ class Judge:
             self._known[alike] = verdicts
         return [verdict._replace(vcpu=registers.vcpu) for verdict in verdicts]
 
-    def _still_refused(self, registers: Registers, verdicts: list[Verdict], host: "HostProfile") -> Iterator[Verdict]:
+    def _still_refused(
+        self, registers: Registers, held: dict[int, int | None], verdicts: list[Verdict], host: "HostProfile"
+    ) -> Iterator[Verdict]:
         """Try what would go on; a kernel may refuse a register for the sake of another."""
         changed = {verdict.register: verdict for verdict in verdicts if verdict.action in (Action.SWAP, Action.DROP)}
         if not changed:
             return
-        repaired = [
-            (register, changed[register].new if register in changed else value)
-            for register, value in registers.items()
-            if register not in changed or changed[register].action is Action.SWAP
-        ]
+        repaired = held.copy()
+        for register, verdict in changed.items():
+            if verdict.action is Action.SWAP:
+                repaired[register] = verdict.new
+            else:
+                del repaired[register]
         changes = frozenset((verdict.register, verdict.new) for verdict in changed.values())
-        for register, why in self._asked(repaired, host, changes).items():
+        for register, why in self._asked(repaired.items(), host, changes).items():
             yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _STILL, why)
 
 
