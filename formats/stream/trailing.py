@@ -1,10 +1,11 @@
 """What follows the end of a stream in a file or volume that is longer than it: how much, and whether it is zeroes."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from formats.frame.event import Raw
-from formats.stream.events import TrailingBytes
+if TYPE_CHECKING:
+    from formats.frame.event import Raw
+    from formats.stream.events import TrailingBytes
 
 _STEP: Final = 1 << 20
 
@@ -23,7 +24,7 @@ class Trailing:
     looked_at: int = 0
     zeroes: bool = True
 
-    def add(self, event: TrailingBytes) -> None:
+    def add(self, event: "TrailingBytes") -> None:
         """Take note of a stretch of them."""
         self.length += event.length
         if len(event.raw) or event.zeroes:
@@ -47,7 +48,7 @@ class Trailing:
         return f"{self.length} bytes follow the end of the stream ({kind})"
 
 
-def is_zero(data: Raw) -> bool:
+def is_zero(data: "Raw") -> bool:
     """Tell whether all bytes are zero."""
     zeroes = bytes(min(len(data), _STEP))
     # As bytes: views are compared element by element.

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -36,6 +35,8 @@ def complete_file(name: str, mode: int | None = None) -> "Iterator[IO[bytes]]":
         if path.exists() and not path.is_file():
             file, temporary = open(path, "wb"), None  # noqa: SIM115
         else:
+            import tempfile
+
             descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
             file = open(descriptor, "wb")  # noqa: SIM115
     except OSError as error:

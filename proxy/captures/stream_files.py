@@ -14,7 +14,6 @@ from formats.files import libvirt_save
 from proxy.captures.image_locks import lock_as_qemu
 from proxy.captures.packing import NOT_PACKED, Envelope, packing_at, unpacker
 from proxy.captures.places import InOneRun
-from proxy.captures.qcow2.image import image_and_snapshot
 from proxy.captures.unfinished import note_of
 from proxy.errors import ConfigError, ProxyError, exit_code_of
 from proxy.stdio import STDIO
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 _FILE_URI: Final = "file:"
 _OFFSET_OPTION: Final = ",offset="
+_IMAGE_SCHEME: Final = "qcow2:"
+_SNAPSHOT_OPTION: Final = ",snapshot="
 _SIZE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([bkmgtpe]?)", re.IGNORECASE)
 _SIZE_SUFFIXES: Final = "bkmgtpe"
 
@@ -185,6 +186,17 @@ def _lock(name: str, file: io.FileIO, *, update: bool) -> None:
         lock_as_qemu(file.fileno(), update=update)
     except ProxyError as error:
         raise ProxyError(f"{name}: {error}") from error
+
+
+def image_and_snapshot(name: str) -> tuple[str, str | None] | None:
+    """Return the image and the snapshot that a name stands for; None where it names no image.
+
+    `qcow2:IMAGE,snapshot=NAME` names a snapshot, `qcow2:IMAGE` all of them.
+    """
+    if not name.startswith(_IMAGE_SCHEME):
+        return None
+    path, option, snapshot = name.removeprefix(_IMAGE_SCHEME).partition(_SNAPSHOT_OPTION)
+    return path, snapshot if option else None
 
 
 def file_and_offset(name: str) -> tuple[str, int]:

@@ -4,10 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from formats.frame.records import MAGIC
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
-from proxy.captures.offline import read_vcpus
-from proxy.captures.stream_files import open_stream
 from proxy.errors import ConfigError
 from proxy.hosts.host_registers import HostRegisters
 
@@ -42,6 +39,9 @@ def read_source(
         if profile.others is None:
             raise ConfigError(f"{name}: it does not list all registers (also_present); make it anew with 'host probe'")
         return [HostRegisters(profile)]
+    from proxy.captures.offline import read_vcpus
+    from proxy.captures.stream_files import open_stream
+
     with open_stream(name) as stream:
         return read_vcpus(stream, device_state_limit=device_state_limit, trailing=trailing)
 
@@ -50,7 +50,6 @@ def read_profile(name: str) -> "HostProfile | None":
     """Return the profile in a file; None when it is something else, such as a stream.
 
     Raises:
-        ProxyError: It cannot be opened.
         ConfigError: It is a broken profile.
     """
     if not _is_profile(name):
@@ -61,10 +60,13 @@ def read_profile(name: str) -> "HostProfile | None":
 
 
 def _is_profile(name: str) -> bool:
+    """Tell by the first bytes; what cannot be opened is none, and whoever opens it as a stream says why."""
     if not os.path.isfile(name):
         return False  # what a pipe gives, it gives once
-    head = bytearray(_HEAD)
-    with open_stream(name) as file:
-        length = file.readinto(head)
-    # A guest's memory holds anything, and may stand near the beginning of a stream.
-    return not head.startswith(MAGIC) and _PROFILE_MARK in head[:length]
+    try:
+        with open(name, "rb", buffering=0) as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    # TOML has no zero bytes; a stream's header has, and so has libvirt's before XML, which may hold any words.
+    return _PROFILE_MARK in head and b"\0" not in head

@@ -7,15 +7,16 @@ device has nothing beside it that outlives the machine's stop, so its note is in
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from proxy.captures.in_place import Change, Patch
 from proxy.captures.positioned_io import read_at, size_of
 from proxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from proxy.captures.in_place import Change, Patch
 
 _SCHEMA_VERSION: Final = 1
 _SUFFIX: Final = ".unfinished"
@@ -44,12 +45,14 @@ def _is_block_device(path: str) -> bool:
 
 
 @contextmanager
-def noted(path: str, patch: Patch) -> Iterator[None]:
+def noted(path: str, patch: "Patch") -> Iterator[None]:
     """Keep a note of the patch beside the file while it is written; an error leaves it there.
 
     Raises:
         OSError: It cannot be written; the file has not been touched then.
     """
+    import tempfile
+
     name = note_of(path)
     folder, base = os.path.split(name)
     if _is_block_device(path):
@@ -86,6 +89,8 @@ def finish(path: str, file: int) -> bool:
         ConfigError: The note cannot be read, or is not of this file.
         OSError: The file cannot be written.
     """
+    from proxy.captures.in_place import Change, Patch
+
     name = note_of(path)
     try:
         with open(name, "rb") as opened:
@@ -110,7 +115,7 @@ def finish(path: str, file: int) -> bool:
     return True
 
 
-def _is_on_the_way(file: int, change: Change) -> bool:
+def _is_on_the_way(file: int, change: "Change") -> bool:
     """Tell whether each byte of a change is still what it was, or already what it becomes."""
     now = read_at(file, change.position, len(change.before))
     return len(now) in (len(change.before), len(change.after)) and all(

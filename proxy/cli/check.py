@@ -17,7 +17,7 @@ from proxy.errors import ExitCode, exit_code_of
 from proxy.judging.check import SCHEMA_VERSION, Answer, check
 from proxy.judging.explain import what_the_guest_sees
 from proxy.judging.verdict import Action, Verdict
-from proxy.report.report import counted
+from proxy.report.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,8 +20,8 @@ from proxy.captures.offline import read_events
 from proxy.captures.stream_files import open_stream
 from proxy.captures.stream_or_profile import read_profile
 from proxy.cli.lines import echo
+from proxy.cli.options.device_state import device_state_limit_option
 from proxy.cli.options.given_once import OnceEach
-from proxy.cli.options.judging import device_state_limit_option
 from proxy.cli.options.strict import say_trailing, strict_option, trailing_unless
 from proxy.errors import ExitCode, exit_code_of
 from proxy.hosts.host_registers import HostRegisters

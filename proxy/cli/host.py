@@ -9,7 +9,6 @@ import click
 from formats.errors import FormatError
 from formats.stream.trailing import Trailing
 from proxy.captures.complete_file import complete_file
-from proxy.captures.stream_files import open_stream
 from proxy.cli.lazy import LazyGroup
 from proxy.cli.options.files import check_is_free, force_option
 from proxy.cli.options.judging import vcpu_features_option
@@ -109,6 +108,7 @@ def learn(
 
 def _learned(source: str) -> HostProfile:
     from proxy.captures.offline import read_vcpus
+    from proxy.captures.stream_files import open_stream
 
     trailing = Trailing()
     with open_stream(source) as stream:

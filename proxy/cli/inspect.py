@@ -28,15 +28,13 @@ from formats.vmstate.device_state import DeviceState
 from formats.vmstate.fields import DecodedField, Value, decode_section
 from formats.vmstate.vcpus import evidence_of, open_vcpus
 from proxy.captures.offline import read_events
-from proxy.captures.qcow2.image import image_and_snapshot
-from proxy.captures.stream_files import open_stream
+from proxy.captures.stream_files import image_and_snapshot, open_stream
 from proxy.cli.lines import echo, first_of
+from proxy.cli.options.device_state import device_state_limit_option
 from proxy.cli.options.given_once import OnceEach
-from proxy.cli.options.judging import device_state_limit_option
 from proxy.cli.options.strict import say_trailing, strict_option
-from proxy.cli.snapshots import show_snapshots
 from proxy.errors import ConfigError, exit_code_of
-from proxy.report.report import counted
+from proxy.report.words import counted
 
 _TYPES = {1: "start", 2: "part", 3: "end", 4: "full"}
 _SHOWN = 16
@@ -76,6 +74,8 @@ def command(
       vmstate-proxy inspect guest.stream --json | jq '.sections[] | select(.name == "cpu")'
     """
     if (image := image_and_snapshot(source)) is not None and image[1] is None:
+        from proxy.cli.snapshots import show_snapshots
+
         show_snapshots(image[0], as_json=as_json)
         return
     contents = _Contents(wanted=wanted, trailing=Trailing())

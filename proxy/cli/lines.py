@@ -1,8 +1,6 @@
 """Lines for people: wrapped to a terminal's width, and left whole where a program may read them."""
 
-import shutil
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -19,13 +17,19 @@ _NARROWEST: Final = 40
 
 def terminal_width() -> int | None:
     """Return how many columns standard output has; None if it is no terminal."""
-    return max(shutil.get_terminal_size().columns, _NARROWEST) if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    import shutil
+
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
 def echo(line: str, *, indent: int = 0) -> None:
     """Print a line to standard output; on a terminal it is wrapped, what follows the first line indented."""
     columns = terminal_width()
     if columns is not None:
+        import textwrap
+
         width = min(columns, _WIDEST)
         line = textwrap.fill(
             line,

@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from proxy.captures.stream_files import StreamFile
+if TYPE_CHECKING:
+    from proxy.captures.stream_files import StreamFile
 
 _WORTH_A_BAR: Final = 256 << 20
 """Bytes; smaller files are done before a bar is read."""
@@ -13,7 +14,7 @@ _WORTH_COUNTING: Final = 500
 
 
 @contextmanager
-def progress_on(name: str, stream: StreamFile) -> Iterator[Callable[[int], None]]:
+def progress_on(name: str, stream: "StreamFile") -> Iterator[Callable[[int], None]]:
     """Yield a function that is told after each step over the file `name`; how far that is, the file knows itself."""
     size = stream.size
     if not sys.stderr.isatty() or size < _WORTH_A_BAR:

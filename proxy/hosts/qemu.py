@@ -1,8 +1,6 @@
 """Which QEMU this host has: some take what others refuse, see `proxy.hosts.qemu_tolerance`."""
 
 import re
-import shutil
-import subprocess
 from typing import Final
 
 _PROGRAMS: Final = ("qemu-system-aarch64", "qemu-kvm", "/usr/libexec/qemu-kvm")
@@ -23,6 +21,9 @@ def installed_qemu() -> str | None:
 
     It asks the program, and so takes some 50 ms, and seconds on an emulated host.
     """
+    import shutil  # a profile's verdicts need only `version_of`
+    import subprocess
+
     for name in _PROGRAMS:
         path = shutil.which(name)
         if path is None:

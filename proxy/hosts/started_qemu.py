@@ -4,7 +4,6 @@ Source: proc(5), `/proc/net/tcp` and `/proc/PID/cmdline`; QEMU `docs/system/arm/
 """
 
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -106,6 +105,8 @@ def parse_command(pid: int, words: list[str]) -> StartedQemu | None:
 
 def is_own(host: str) -> bool:
     """Tell whether an address, as a number, is one of this host."""
+    import socket  # only a destination on this host is looked at
+
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -16,6 +16,7 @@ from proxy.hosts.qmp import QmpError
 from proxy.judging.explain import lost_features, met_errata
 from proxy.judging.verdict import Action, verdict_as_dict
 from proxy.report.times import Times
+from proxy.report.words import counted
 
 if TYPE_CHECKING:
     from formats.arm.vcpu_features import Kind
@@ -270,8 +271,3 @@ def _count(changes: "list[Verdict]", would_be: str = "") -> str:
 
 def _vcpus(changes: "list[Verdict]") -> str:
     return counted(len({verdict.vcpu for verdict in changes}), "vCPU")
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number of things, for people: `1 vCPU`, `2 vCPUs`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from proxy.live.watching import Watcher
-from proxy.report.report import counted
+from proxy.report.words import counted
 
 if TYPE_CHECKING:
     from proxy.live.session import Session

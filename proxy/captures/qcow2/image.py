@@ -1,7 +1,7 @@
 """A qcow2 image that is open: its header, its snapshots, its tables as they are needed."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from formats.errors import MalformedStreamError
 from formats.files import qcow2
@@ -10,20 +10,6 @@ from proxy.errors import ConfigError
 
 if TYPE_CHECKING:
     from formats.files.qcow2 import Header, Snapshot
-
-SCHEME: Final = "qcow2:"
-_OPTION: Final = ",snapshot="
-
-
-def image_and_snapshot(name: str) -> tuple[str, str | None] | None:
-    """Return the image and the snapshot that a name stands for; None where it names no image.
-
-    `qcow2:IMAGE,snapshot=NAME` names a snapshot, `qcow2:IMAGE` all of them.
-    """
-    if not name.startswith(SCHEME):
-        return None
-    path, option, snapshot = name.removeprefix(SCHEME).partition(_OPTION)
-    return path, snapshot if option else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from formats.arm.sysreg import MIDR_EL1, describe
-from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
+from proxy.cli.options.device_state import device_state_limit_option
 from proxy.errors import ConfigError
 from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile
@@ -35,18 +35,6 @@ class JudgeOptions:
 
     judge: Judge
     device_state_limit: int
-
-
-device_state_limit_option = click.option(
-    "--device-state-limit",
-    metavar="MIB",
-    type=click.IntRange(1, 4096),
-    default=DEFAULT_DEVICE_STATE_LIMIT >> 20,
-    show_default=True,
-    callback=lambda _context, _option, mebibytes: mebibytes << 20,
-    help="Refuse streams with more device state than this; it is held in memory.",
-)
-"""Gives a command `device_state_limit`, in bytes."""
 
 
 def _features(_context: click.Context, _option: click.Parameter, names: str | None) -> frozenset[Feature] | None:

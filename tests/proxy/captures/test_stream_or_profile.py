@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import pytest
 from formats.arm.register_list import RegisterList
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.errors import DeviceStateTooLargeError, ForeignStreamError, MalformedStreamError, TruncatedStreamError
+from formats.files.libvirt_save import FORMATS
 from proxy.captures.stream_or_profile import read_source
 from proxy.errors import ProxyError
 from proxy.hosts.host_registers import HostRegisters
@@ -81,6 +83,12 @@ def test_a_stream_may_hold_the_words_of_a_profile(stored: Callable[[bytes], str]
     name = b"schema_version"
     renamed = short(SMP2).replace(b"\0\0\0\x08virt-7.2", bytes([0, 0, 0, len(name)]) + name, 1)
     assert is_smp2(read_source(stored(renamed)))
+
+
+def test_so_may_the_domain_in_a_save_file(stored: Callable[[bytes], str]) -> None:
+    xml = b"<domain type='kvm'><metadata>schema_version</metadata></domain>\0"
+    head = b"LibvirtQemudSave" + struct.pack("<5I", 2, len(xml), 1, FORMATS.index("raw"), 0) + bytes(56)
+    assert is_smp2(read_source(stored(head + xml + short(SMP2))))
 
 
 @pytest.mark.parametrize(
