@@ -106,12 +106,13 @@ def fields_of(register_id: int) -> tuple[IdField, ...]:
     )
 
 
-def differing(register_id: int, old: int, new: int) -> list[IdField]:
+@functools.lru_cache(maxsize=4096)
+def differing(register_id: int, old: int, new: int) -> tuple[IdField, ...]:
     """Give the fields in which two values of a register differ, ascending.
 
     Bits without a name are given too, as fields that are called after their place.
     """
-    return [field for field in every_bit(register_id) if (old ^ new) & field.mask]
+    return tuple(field for field in every_bit(register_id) if (old ^ new) & field.mask)
 
 
 def refused_fields(register_id: int, value: int, limit: int, writable: int) -> list[IdField]:

@@ -7,6 +7,7 @@ guest moves to a host that has not got it; x86 clouds do so with CPU models and 
 import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
@@ -142,19 +143,24 @@ def ways_to_start(hosts: Iterable["FleetHost"]) -> list[tuple[str, ...]]:
     return [those for count in range(len(names) + 1) for those in combinations(names, count)]
 
 
-@dataclass(frozen=True, slots=True)
 class _Pair:
     """What becomes of a guest that goes from one host to another.
 
     Attributes:
         changes: The registers, by id, that the destination does not take as they are.
-        goes: Whether the policy allows what has to change.
         dangerous: Whether the guest would suffer though every register is taken.
     """
 
-    changes: frozenset[int]
-    goes: bool
-    dangerous: bool
+    def __init__(self, judge: Judge, guest: HostRegisters, *, dangerous: bool) -> None:
+        self.changes = frozenset(judge.refused(guest))
+        self.dangerous = dangerous
+        self._judge = judge
+        self._guest = guest
+
+    @cached_property
+    def goes(self) -> bool:
+        """Whether the policy allows what has to change."""
+        return not self.changes or all(one.action is not Action.REFUSE for one in self._judge.judge(self._guest))
 
 
 class _Pairs:
@@ -163,7 +169,7 @@ class _Pairs:
     def __init__(self, policy: "Policy") -> None:
         self._policy = policy
         self._judges: dict[str, Judge] = {}
-        self._guests: dict[tuple[str, tuple[str, ...]], HostProfile | None] = {}
+        self._guests: dict[tuple[str, tuple[str, ...]], HostRegisters | None] = {}
         self._found: dict[tuple[str, str, tuple[str, ...]], _Pair | None] = {}
 
     def between(self, source: "FleetHost", destination: "FleetHost", off: tuple[str, ...]) -> _Pair | None:
@@ -173,11 +179,12 @@ class _Pairs:
             self._found[key] = self._judged(source, destination, off)
         return self._found[key]
 
-    def guest_of(self, host: "FleetHost", off: tuple[str, ...]) -> "HostProfile | None":
-        """Return a host as guests find it that are started so; None where its profile does not know them."""
+    def guest_of(self, host: "FleetHost", off: tuple[str, ...]) -> HostRegisters | None:
+        """Return the vCPUs of guests that are started so on a host; None where its profile does not know them."""
         key = host.same_as, off
         if key not in self._guests:
-            self._guests[key] = _started(host.profile, off)
+            profile = _started(host.profile, off)
+            self._guests[key] = None if profile is None else HostRegisters(profile)
         return self._guests[key]
 
     def _judged(self, source: "FleetHost", destination: "FleetHost", off: tuple[str, ...]) -> _Pair | None:
@@ -187,10 +194,7 @@ class _Pairs:
         if destination.same_as not in self._judges:
             self._judges[destination.same_as] = Judge(self._policy, destination.profile)
         judge = self._judges[destination.same_as]
-        registers = HostRegisters(guest)
-        changes = frozenset(judge.refused(registers))
-        goes = not changes or all(verdict.action is not Action.REFUSE for verdict in judge.judge(registers))
-        return _Pair(changes, goes, bool(dangers(guest, there)))
+        return _Pair(judge, guest, dangerous=bool(dangers(guest.profile, there.profile)))
 
 
 def _started(profile: "HostProfile", off: tuple[str, ...]) -> "HostProfile | None":
@@ -240,11 +244,11 @@ def _cost(pairs: _Pairs, group: list["FleetHost"], name: str) -> Cost | None:
     """Return what a property that is off costs guests of these hosts; None where none of them would have it."""
     fields: dict[str, None] = {}
     for host in group:
-        without = pairs.guest_of(host, (name,))
-        if without is None or without.kind == host.profile.kind:
+        guest = pairs.guest_of(host, (name,))
+        if guest is None or guest.profile.kind == host.profile.kind:
             continue
         for register, value in host.profile.values.items():
-            less = without.values.get(register)
+            less = guest.profile.values.get(register)
             if less is None or less == value:
                 continue
             for field in differing(register, value, less):

@@ -83,12 +83,14 @@ def judge_fleet(hosts: "Iterable[FleetHost]", policy: "Policy", progress: Callab
         progress: Is told after each pair, and each way to start guests, that it was one more.
     """
     known = tuple(hosts)
+    guests = {host.same_as: HostRegisters(host.profile) for host in known}
+    judges = {host.same_as: Judge(policy, host.profile) for host in known}
     judged: dict[tuple[str, str], Answer] = {}
     answers = {}
     for source, destination in permutations(known, 2):
         kind = source.same_as, destination.same_as
         if kind not in judged:
-            judged[kind] = check(Judge(policy, destination.profile), [HostRegisters(source.profile)])
+            judged[kind] = check(judges[destination.same_as], [guests[source.same_as]])
         answers[source.name, destination.name] = judged[kind]
         progress(1)
     return Fleet(known, answers, tuple(find_baselines(known, policy, progress)))

@@ -1,6 +1,5 @@
 """Advice that is true: what a refusal advises is tried before it is printed."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -30,13 +29,14 @@ def would_go(judge: Judge, vcpus: Sequence[Registers], verdicts: Iterable[Verdic
     policy = _followed(judge.policy, verdicts)
     if policy is None:
         return False
-    lenient = replace(judge, policy=policy)
+    lenient = judge.under(policy)
     return all(verdict.action is not Action.REFUSE for registers in vcpus for verdict in lenient.judge(registers))
 
 
 def _followed(policy: Policy, verdicts: Iterable[Verdict]) -> Policy | None:
     """Return a policy with all that is advised; None if a refusal is left that no option allows."""
-    whitelist, rules, accept = list(policy.whitelist), dict(policy.rules.by_register), policy.accept
+    whitelist, rules = list(policy.whitelist), dict(policy.rules.by_register)
+    losses: list[str] = []
     for verdict in verdicts:
         if verdict.action is not Action.REFUSE:
             continue
@@ -50,13 +50,14 @@ def _followed(policy: Policy, verdicts: Iterable[Verdict]) -> Policy | None:
                 rules[parse_register(name)] = (Rule(_WHERE, RuleAction.SWAP),)
             case "--allow-drop":
                 rules[parse_register(name)] = (Rule(_WHERE, RuleAction.DROP),)
-        for loss in verdict.losses:
-            accept |= _accepting(loss)
+        losses += verdict.losses
+    accept = policy.accept | _accepting(losses)
     return replace(policy, whitelist=tuple(whitelist), rules=Rules(rules), accept=accept)
 
 
-def _accepting(loss: str) -> Acceptance:
-    option, name = shlex.split(loss)
-    if option == "--allow-erratum":
-        return Acceptance(errata=parse_errata([name], _WHERE))
-    return Acceptance(lost_features=parse_losses([name], _WHERE))
+def _accepting(losses: list[str]) -> Acceptance:
+    names: dict[str, list[str]] = {"--allow-loss": [], "--allow-erratum": []}
+    for loss in losses:
+        option, _, name = loss.partition(" ")
+        names[option].append(name.strip('"'))
+    return Acceptance(parse_losses(names["--allow-loss"], _WHERE), parse_errata(names["--allow-erratum"], _WHERE))

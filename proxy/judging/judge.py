@@ -1,8 +1,8 @@
 """Judging: policy, destination and the source's registers in, verdicts out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from formats.arm.errata import all_errata
 from formats.arm.id_fields import fields_of
@@ -25,16 +25,36 @@ if TYPE_CHECKING:
     from proxy.judging.trial import Trial
 
 
+_UNCHANGED: Final[frozenset[tuple[int, int | None]]] = frozenset()
 _MOST_KNOWN: Final = 256
 """vCPUs of so many kinds, that is with so many different registers, are remembered."""
 
 
-@dataclass(frozen=True, slots=True)
 class _View:
-    """The destination for vCPUs of one kind."""
+    """The destination for vCPUs of one kind, as its profile tells; what it was asked is remembered.
 
-    host: "HostProfile"
-    comparison: Comparison
+    Attributes:
+        host: Its profile.
+    """
+
+    def __init__(self, host: "HostProfile") -> None:
+        self.host = host
+        self._comparison = Comparison(host)
+        self._refused: dict[tuple[tuple[int, int | None], ...], dict[int, str]] = {}
+
+    def differing(self, registers: Registers) -> list[tuple[int, int | None]]:
+        """See `Comparison.differing`."""
+        return self._comparison.differing(registers)
+
+    def refused(self, registers: list[tuple[int, int | None]]) -> dict[int, str]:
+        """Tell which of the registers that differ the destination does not take, and why, by id."""
+        asked = tuple(registers)
+        refused = self._refused.get(asked)
+        if refused is None:
+            if len(self._refused) >= _MOST_KNOWN:
+                self._refused.clear()
+            refused = self._refused[asked] = refused_by(self.host, registers)
+        return refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +88,12 @@ class Judge:
         view = self._view_for(registers)
         if view is None:
             return {verdict.register: verdict.rule for verdict in [self._unknown_kind(registers, self.host)]}
-        refused = self._asked(registers.items(), view.host)
+        if self.trial is None:
+            refused = view.refused(view.differing(registers))
+        else:
+            refused = self.trial.refused(registers.items(), view.host, _UNCHANGED)
         if self.host.interrupts is not None:
-            refused |= refused_interrupts(self.host.interrupts, registers)
+            refused = refused | refused_interrupts(self.host.interrupts, registers)
         return refused
 
     @property
@@ -105,7 +128,15 @@ class Judge:
         """Return a judge for one migration; one that asks the kernel has scratch VMs of its own, to be closed."""
         if self.trial is None:
             return self
-        judge = replace(self, trial=self.trial.fresh())
+        return self._with(trial=self.trial.fresh())
+
+    def under(self, policy: Policy) -> "Judge":
+        """Return a judge of the same destination by another policy."""
+        return self._with(policy=policy)
+
+    def _with(self, **changes: Any) -> "Judge":  # noqa: ANN401
+        """Return a judge that knows of the destination what this one does."""
+        judge = replace(self, **changes)
         object.__setattr__(judge, "_views", self._views)
         return judge
 
@@ -155,15 +186,15 @@ class Judge:
         host = view.host
         if self.trial is None:
             # A profile only has words for those that differ from its own.
-            return self._recalled(registers, view.comparison.differing(registers), host)
+            return self._recalled(registers, view)
         held: dict[int, int | None] = dict(registers.items())
-        refused = self._asked(held.items(), host)
+        refused = self.trial.refused(held.items(), host, _UNCHANGED)
         # Of a register that is the host's own, and that it takes, there is nothing to say.
-        about = {*refused, *(register for register, _ in view.comparison.differing(registers))}
+        about = {*refused, *(register for register, _ in view.differing(registers))}
         looked_at = [(register, held[register]) for register in sorted(about)]
         verdicts = list(verdicts_of(self.policy, registers, looked_at, host, refused))
         if all(verdict.action is not Action.REFUSE for verdict in verdicts):
-            verdicts += self._still_refused(registers, held, verdicts, host)
+            verdicts += self._still_refused(self.trial, registers, held, verdicts, host)
         return verdicts
 
     def _view_for(self, registers: Registers) -> "_View | None":
@@ -176,19 +207,8 @@ class Judge:
         if kind not in self._views:
             assert self.host is not None
             host = self.host.for_kind(kind)
-            self._views[kind] = None if host is None else _View(host, Comparison(host))
+            self._views[kind] = None if host is None else _View(host)
         return self._views[kind]
-
-    def _asked(
-        self,
-        registers: Iterable[tuple[int, int | None]],
-        host: "HostProfile",
-        repaired: frozenset[tuple[int, int | None]] = frozenset(),
-    ) -> dict[int, str]:
-        """Ask the kernel if it can be asked, the profile otherwise."""
-        if self.trial is not None:
-            return self.trial.refused(registers, host, repaired)
-        return refused_by(host, registers)
 
     def _unknown_kind(self, registers: Registers, host: "HostProfile") -> Verdict:
         """Refuse a vCPU of a kind that the profile does not know; its verdicts would be about another vCPU."""
@@ -208,23 +228,27 @@ class Judge:
             f"stream of {started} to 'host learn'",
         )
 
-    def _recalled(
-        self, registers: Registers, looked_at: list[tuple[int, int | None]], host: "HostProfile"
-    ) -> list[Verdict]:
+    def _recalled(self, registers: Registers, view: _View) -> list[Verdict]:
         """Judge by the profile; vCPUs that are alike in all that counts are judged once, for the guest stands."""
+        looked_at, host = view.differing(registers), view.host
         conditions = [one.of for register, _ in looked_at if (one := harmless().get(register)) is not None]
         read = ((register in registers, registers.get(register)) for register in (MIDR_EL1, *conditions))
         alike = host.vcpu_features, tuple(looked_at), tuple(read)
         verdicts = self._known.get(alike)
         if verdicts is None:
-            verdicts = list(verdicts_of(self.policy, registers, looked_at, host, refused_by(host, looked_at)))
+            verdicts = list(verdicts_of(self.policy, registers, looked_at, host, view.refused(looked_at)))
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[alike] = verdicts
         return [verdict._replace(vcpu=registers.vcpu) for verdict in verdicts]
 
     def _still_refused(
-        self, registers: Registers, held: dict[int, int | None], verdicts: list[Verdict], host: "HostProfile"
+        self,
+        trial: "Trial",
+        registers: Registers,
+        held: dict[int, int | None],
+        verdicts: list[Verdict],
+        host: "HostProfile",
     ) -> Iterator[Verdict]:
         """Try what would go on; a kernel may refuse a register for the sake of another."""
         changed = {verdict.register: verdict for verdict in verdicts if verdict.action in (Action.SWAP, Action.DROP)}
@@ -237,7 +261,7 @@ class Judge:
             else:
                 del repaired[register]
         changes = frozenset((verdict.register, verdict.new) for verdict in changed.values())
-        for register, why in self._asked(repaired.items(), host, changes).items():
+        for register, why in trial.refused(repaired.items(), host, changes).items():
             yield Verdict(registers.vcpu, register, Action.REFUSE, registers.get(register), None, _STILL, why)
 
 

@@ -46,10 +46,11 @@ class Comparison:
         """Return ids and values of the registers that the host lacks, or has with another value; in their order."""
         host = self._host
         if not isinstance(registers, RegisterList):
+            own = host.values
             return [
                 (register, value)
                 for register, value in registers.items()
-                if host.lacks(register) or (value is not None and host.values.get(register, value) != value)
+                if (value not in (None, own[register]) if register in own else host.lacks(register))
             ]
         plan = self._plan(registers.ids)
         values = registers.values()

@@ -70,10 +70,10 @@ class Verdict(NamedTuple):
         return describe(self.register).name
 
     @property
-    def fields(self) -> list[IdField]:
+    def fields(self) -> tuple[IdField, ...]:
         """The fields in which source and destination differ; none for what is no ID register, or has no value."""
         if self.old is None or self.new is None or not describe(self.register).invariant:
-            return []
+            return ()
         return differing(self.register, self.old, self.new)
 
 
