@@ -2,7 +2,7 @@
 
 Source: Linux `arch/arm64/kvm/sys_regs.c` (`arm64_check_features`, `kvm_arm64_ftr_safe_value`) and
 `arch/arm64/kernel/cpufeature.c` (`arm64_ftr_value`, `arm64_ftr_safe_value`), alike in 6.12 and 7.2. The fields stand in
-`id_fields.toml`.
+`id_fields.txt`.
 """
 
 import enum
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from formats.arm.sysreg import describe, size_of
-from formats.tables import read_table
+from formats.tables import read_rows
 
 _AARCH32: Final = 0x40
 _REGISTER_BITS: Final = 64
@@ -97,7 +97,8 @@ def fields_of(register_id: int) -> tuple[IdField, ...]:
         name = name.removesuffix("_S")
         names = [f"{name}_EL1", f"{name}_EL0", name]
     table = _table()
-    fields = next((table[name] for name in names if name in table), ())
+    rows = next((table[name] for name in names if name in table), [])
+    fields = sorted((_parse_field(*row) for row in rows), key=lambda field: field.low)
     bits = 8 * size_of(register_id)
     return tuple(
         IdField(field.name, field.low, min(field.width, bits - field.low), field.signed, field.order)
@@ -157,15 +158,11 @@ def _unnamed(low: int, end: int) -> IdField:
 
 
 @functools.cache
-def _table() -> dict[str, tuple[IdField, ...]]:
-    return {
-        register: tuple(sorted((_parse_field(*entry) for entry in fields.items()), key=lambda field: field.low))
-        for register, fields in read_table("formats.arm", "id_fields.toml").items()
-    }
+def _table() -> dict[str, list[list[str]]]:
+    return read_rows("formats.arm", "id_fields.txt")
 
 
-def _parse_field(name: str, text: str) -> IdField:
-    place, *words = text.split()
+def _parse_field(name: str, place: str, *words: str) -> IdField:
     high, _, low = place.partition(":")
     lowest = int(low or high)
     signed = "signed" in words

@@ -1,7 +1,7 @@
 """The registers of the `cpu` section: KVM's 64-bit ids, their names, and what kind of thing each register is.
 
 An id holds, from the top: architecture (8 bits: 0x60 arm64, 0x40 arm), 0, log2 of the size in bytes (4 bits), and the
-encoding. Names stand in `sysregs.toml`; those that follow a rule (reserved ID registers, demultiplexed CCSIDRs, core
+encoding. Names stand in `sysregs.txt`; those that follow a rule (reserved ID registers, demultiplexed CCSIDRs, core
 and SVE registers) are made here.
 
 Source: Linux `include/uapi/linux/kvm.h` and `arch/arm64/include/uapi/asm/kvm.h`; for AArch32 ids, which only TCG
@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final
+from typing import Final
 
-from formats.tables import read_table
+from formats.tables import read_rows
 
 MIDR_EL1: Final = 0x603000000013C000
 
@@ -102,8 +102,8 @@ class UnknownRegisterError(ValueError):
 @functools.lru_cache(maxsize=4096)
 def describe(register_id: int) -> Register:
     """Tell what is known of a register id; any id has an answer."""
-    if (register := _registers().get(register_id)) is not None:
-        return register
+    if (known := _named().get(register_id)) is not None:
+        return Register(register_id, *known, known=True)
     block = register_id & _BLOCK_MASK
     if (prefix := _UNSIZED_BLOCKS.get(block & ~_SIZE_MASK)) is not None:
         name = f"{prefix}_U{8 * size_of(register_id)}[0x{register_id & 0xFFFF:04x}]"
@@ -169,52 +169,47 @@ def _banks(register_id: int, name: str) -> Iterator[tuple[int, str]]:
 
 
 @functools.cache
-def _registers() -> dict[int, Register]:
-    """Give every register that has a fixed name, by id."""
-    registers = {register.id: register for register in _numbered()}
+def _named() -> dict[int, tuple[str, Kind]]:
+    """Give name and kind of every register that has a fixed name, by id."""
+    registers = {register_id: (name, kind) for register_id, name, kind in _numbered()}
     for register_id, name, kind in _listed():
-        if kind is None:
-            kind = registers[register_id].kind if register_id in registers else Kind.STATE
-        registers[register_id] = Register(register_id, name, kind, known=True)
+        usual = registers[register_id][1] if register_id in registers else Kind.STATE
+        registers[register_id] = name, kind or usual
     return registers
 
 
-def _numbered() -> Iterator[Register]:
-    """Give the registers whose names follow a rule."""
+def _numbered() -> Iterator[tuple[int, str, Kind]]:
+    """Give id, name and kind of the registers whose names follow a rule."""
     # Arm keeps the whole of these spaces for identification; reserved places read as zero, and are listed too.
     for crm, op2 in product(range(1, 8), range(8)):
-        reserved = _sysreg_id(3, 0, 0, crm, op2)
-        yield Register(reserved, f"ID_RES_3_0_0_{crm}_{op2}", Kind.IDENTIFICATION, known=True)
+        yield _sysreg_id(3, 0, 0, crm, op2), f"ID_RES_3_0_0_{crm}_{op2}", Kind.IDENTIFICATION
     for crm, opc2 in product(range(1, 16), range(8)):
         for bank, name in _banks(_coproc_id(15, 0, 0, crm, opc2), f"ID_RES_P15_0_C0_C{crm}_{opc2}"):
-            yield Register(bank, name, Kind.IDENTIFICATION, known=True)
+            yield bank, name, Kind.IDENTIFICATION
     for csselr in range(256):
-        yield Register(_CCSIDR | csselr, f"CCSIDR_EL1[{csselr}]", Kind.CACHE_ID, known=True)
+        yield _CCSIDR | csselr, f"CCSIDR_EL1[{csselr}]", Kind.CACHE_ID
 
 
 def _listed() -> Iterator[tuple[int, str, Kind | None]]:
-    """Give id and name of the registers in `sysregs.toml`, and their kind where it is not the place's usual one."""
-    sections: dict[str, dict[str, Any]] = read_table("formats.arm", "sysregs.toml")
-    for key, value in sections["aarch64"].items():
-        yield _sysreg_id(*map(int, key.split("."))), *_name_and_kind(value)
-    for key, value in sections["aarch32"].items():
-        plain, kind = _name_and_kind(value)
+    """Give id and name of the registers in `sysregs.txt`, and their kind where it is not the place's usual one."""
+    sections = read_rows("formats.arm", "sysregs.txt")
+    for key, name, *kind in sections["aarch64"]:
+        yield _sysreg_id(*map(int, key.split("."))), name, _kind(kind)
+    for key, plain, *kind in sections["aarch32"]:
         for bank, name in _banks(_coproc_id_from_key(key), plain):
-            yield bank, name, kind
-    for key, value in sections["device"].items():
-        yield _DEVICE | int(key), value, Kind.STATE
-    for key, value in sections["firmware"].items():
-        yield _FIRMWARE | int(key), value, Kind.FIRMWARE
-    for key, value in sections["feature_bitmap"].items():
-        yield _FEATURE_BITMAP | int(key), value, Kind.FEATURE_BITMAP
+            yield bank, name, _kind(kind)
+    for key, name in sections["device"]:
+        yield _DEVICE | int(key), name, Kind.STATE
+    for key, name in sections["firmware"]:
+        yield _FIRMWARE | int(key), name, Kind.FIRMWARE
+    for key, name in sections["feature_bitmap"]:
+        yield _FEATURE_BITMAP | int(key), name, Kind.FEATURE_BITMAP
 
 
-def _name_and_kind(value: str | dict[str, Any]) -> tuple[str, Kind | None]:
-    if isinstance(value, str):
-        return value, None
-    return value["name"], Kind(value["kind"]) if "kind" in value else None
+def _kind(words: list[str]) -> Kind | None:
+    return Kind(words[0]) if words else None
 
 
 @functools.cache
 def _names() -> dict[str, int]:
-    return {register.name.upper(): register_id for register_id, register in _registers().items()}
+    return {name.upper(): register_id for register_id, (name, _) in _named().items()}

@@ -5,16 +5,18 @@ It is made from the same modules as `host probe`, and answers the same.
 
 import ast
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
 from typing import Final
 
 import proxy
-from formats.tables import read_table
+from formats.tables import read_rows, read_table
 from proxy.hosts.script.older_python import SHIM, lowered
 
 _ENTRY: Final = "proxy.hosts.script.entry"
 _TABLES: Final = "formats.tables"
+_READERS: Final[dict[str, Callable[[str, str], object]]] = {"read_table": read_table, "read_rows": read_rows}
 
 _HEAD: Final = '''\
 #!/usr/bin/env python3
@@ -49,6 +51,9 @@ _TABLES = {tables}
 def read_table(package, name):
     """Return a table."""
     return _TABLES[package, name]
+
+
+read_rows = read_table
 '''
 
 
@@ -81,9 +86,9 @@ def _collect(name: str, sources: dict[str, str], tables: dict[tuple[str, str], o
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] in _OURS:
             _collect(node.module, sources, tables)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "read_table":
+        if isinstance(node, ast.Call) and (reader := _READERS.get(ast.unparse(node.func))) is not None:
             package, file = (ast.literal_eval(argument) for argument in node.args)
-            tables[package, file] = read_table(package, file)
+            tables[package, file] = reader(package, file)
     sources[name] = source
 
 

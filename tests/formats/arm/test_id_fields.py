@@ -2,11 +2,9 @@
 
 import lzma
 import re
-import tomllib
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 from formats.arm.id_fields import IdField, Order, differing, fields_of, refused_fields
 from formats.arm.midr import parse_midr_el1
 from formats.arm.sysreg import MIDR_EL1, Kind, describe, parse_register
+from formats.tables import read_rows
 from proxy.captures.offline import read_vcpus
 from tests.captures import read_manifest
 
@@ -36,7 +35,9 @@ WRITABLE = {
 
 @cache
 def raw_table() -> dict[str, dict[str, str]]:
-    return tomllib.loads((ROOT / "formats" / "arm" / "id_fields.toml").read_text(encoding="utf-8"))
+    table = read_rows("formats.arm", "id_fields.txt")
+    assert all(len({name for name, *_ in rows}) == len(rows) for rows in table.values())
+    return {register: {name: " ".join(words) for name, *words in rows} for register, rows in table.items()}
 
 
 @cache
@@ -75,8 +76,7 @@ def test_every_entry_says_what_the_reader_understands(register: str) -> None:
 
 
 def test_every_identification_register_with_a_name_has_fields() -> None:
-    sysregs: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "formats/arm/sysregs.toml").read_text(encoding="utf-8"))
-    entries = [entry if isinstance(entry, str) else entry["name"] for entry in sysregs["aarch64"].values()]
+    entries = [name for _, name, *_ in read_rows("formats.arm", "sysregs.txt")["aarch64"]]
     identification = {name for name in entries if describe(parse_register(name)).kind is Kind.IDENTIFICATION}
     # All of ID_AA64AFR1_EL1 is reserved; MPIDR_EL1 is the guest's own state, and listed so that it can be read, and
     # CNTFRQ_EL0 so that it can be named.

@@ -2,7 +2,6 @@
 
 import lzma
 import struct
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from formats.arm import sysreg
 from formats.arm.sysreg import Kind, UnknownRegisterError, describe, format_id, parse_register, size_of
+from formats.tables import read_rows
 from tests.captures import read_manifest
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +57,7 @@ def registers_of(stream: bytes) -> Iterator[dict[int, int]]:
 
 
 def all_registers() -> list[sysreg.Register]:
-    return list(sysreg._registers().values())
+    return [describe(number) for number in sysreg._named()]
 
 
 def test_there_are_captures() -> None:
@@ -170,9 +170,10 @@ def test_no_two_registers_share_a_name() -> None:
 
 
 def test_no_two_entries_of_the_table_share_an_encoding() -> None:
-    table = tomllib.loads((ROOT / "formats" / "arm" / "sysregs.toml").read_text(encoding="utf-8"))
-    entries = [entry for section in table.values() for entry in section.values()]
-    named = {entry if isinstance(entry, str) else entry["name"] for entry in entries}
+    table = read_rows("formats.arm", "sysregs.txt")
+    entries = [(section, row[0], row[1]) for section, rows in table.items() for row in rows]
+    assert len({(section, encoding) for section, encoding, _ in entries}) == len(entries)
+    named = {name for *_, name in entries}
     assert len(named) == len(entries)
     assert named <= {register.name for register in all_registers()}
 
