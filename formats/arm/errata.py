@@ -9,8 +9,9 @@ Source: Linux `arch/arm64/kernel/cpu_errata.c`, and what `errata.toml` names, wh
 import enum
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from formats.arm.midr import core_names
 from formats.arm.processor_sets import Processors, parse_processors
@@ -28,8 +29,7 @@ class Scope(enum.Enum):
     """Only the hypervisor, or a kernel that uses what KVM hides from guests."""
 
 
-@dataclass(frozen=True, slots=True)
-class Erratum:
+class Erratum(msgspec.Struct, frozen=True):
     """A defect of some processors, under one number.
 
     Attributes:

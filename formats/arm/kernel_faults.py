@@ -3,8 +3,9 @@
 import enum
 import functools
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.tables import read_table
@@ -33,8 +34,7 @@ class Values(Protocol):
         """Tell whether a register is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelFault:
+class KernelFault(msgspec.Struct, frozen=True):
     """A fault.
 
     Attributes:

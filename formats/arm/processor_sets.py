@@ -2,8 +2,9 @@
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from formats.arm.midr import ProcessorId, core_names, parse_midr_el1
 from formats.tables import read_table
@@ -22,8 +23,7 @@ class UnknownProcessorError(ValueError):
     """A text does not name processors; the message says why, and what looks like it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Processors:
+class Processors(msgspec.Struct, frozen=True):
     """One core in a range of its revisions.
 
     Attributes:

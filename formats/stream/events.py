@@ -6,22 +6,18 @@ So output equals input where every event's `raw` is passed on; that is how byte 
 the caller's own buffer: it is good until the next `feed`.
 """
 
-from dataclasses import dataclass
-
 from formats.frame.event import Event
 from formats.frame.records import CommandType, RecordType
 from formats.vmstate.device_state import DeviceState
 
 
-@dataclass(frozen=True, slots=True)
-class FileHeader(Event):
+class FileHeader(Event, frozen=True):
     """`QEVM` and the version of the stream format, 3."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration(Event):
+class Configuration(Event, frozen=True):
     """CONFIGURATION: the machine type, and what its subsections say.
 
     Attributes:
@@ -37,16 +33,14 @@ class Configuration(Event):
     uuid: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Command(Event):
+class Command(Event, frozen=True):
     """COMMAND and its payload."""
 
     command: CommandType
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SectionBegin(Event):
+class SectionBegin(Event, frozen=True):
     """SECTION_START, SECTION_PART or SECTION_END: an iterable section begins; PART and END repeat what START said."""
 
     type: RecordType
@@ -56,13 +50,11 @@ class SectionBegin(Event):
     version_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class IterableData(Event):
+class IterableData(Event, frozen=True):
     """A stretch of an iterable section's body; where it is cut means nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class MappedPages(Event):
+class MappedPages(Event, frozen=True):
     """A stretch of an iterable section's body that was stepped over, not fed; `raw` is empty.
 
     Attributes:
@@ -72,25 +64,21 @@ class MappedPages(Event):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class SectionFooter(Event):
+class SectionFooter(Event, frozen=True):
     """The footer of an iterable section: the section ends."""
 
     section_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class LateVmdesc(Event):
+class LateVmdesc(Event, frozen=True):
     """A vmdesc that came after the device state was located without it; it agrees."""
 
 
-@dataclass(frozen=True, slots=True)
-class PostcopyData(Event):
+class PostcopyData(Event, frozen=True):
     """A stretch of what follows the package: memory, and no device's state any more. It is not looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrailingBytes(Event):
+class TrailingBytes(Event, frozen=True):
     """A stretch of what follows the end of the stream in its file; it belongs to no guest.
 
     Attributes:

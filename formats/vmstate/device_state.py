@@ -1,6 +1,5 @@
 """The device state as an event of the stream: all its bytes, and the sections that were located in them."""
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from formats.frame.event import Event
@@ -10,8 +9,7 @@ if TYPE_CHECKING:
     from formats.vmstate.vmdesc import Vmdesc
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceState(Event):
+class DeviceState(Event, frozen=True):
     """All the device sections in a row, located, with the end of file and the vmdesc that follow them.
 
     Attributes:
@@ -22,7 +20,7 @@ class DeviceState(Event):
         packaged: True for those of a postcopy migration, in its package; no end of file follows, and no vmdesc.
     """
 
-    held: bytearray = field(repr=False)
+    held: bytearray
     sections: "tuple[DeviceSection, ...]"
     vmdesc: "Vmdesc | None"
     early: bool

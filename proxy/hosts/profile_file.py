@@ -16,7 +16,7 @@ from proxy.hosts.kvm import Feature
 from proxy.hosts.profile import HostProfile, Variant, absent_without
 from proxy.hosts.taken import Taken, TakenField, parse_taken
 from proxy.settings.register_names import register_id, register_value
-from proxy.settings.toml_file import Settings, load_toml
+from proxy.settings.toml_file import Place, Settings, load_toml
 
 T = TypeVar("T")
 
@@ -169,7 +169,8 @@ def _interrupts(settings: "Settings[_File]", entry: _Interrupts) -> HostInterrup
 
 
 def _registers(settings: "Settings[_File]", key: "tuple[str | int, ...]", names: list[str]) -> frozenset[int]:
-    return frozenset(register_id(name, settings.where(*key)) for name in names)
+    where = settings.place(*key)
+    return frozenset(register_id(name, where) for name in names)
 
 
 def _values(settings: "Settings[_File]", key: "tuple[str | int, ...]", entries: dict[str, str]) -> dict[int, int]:
@@ -188,11 +189,11 @@ def _taken(settings: "Settings[_File]", key: "tuple[str | int, ...]", entries: d
 
 def _by_register(
     settings: "Settings[_File]", key: "tuple[str | int, ...]", entries: dict[str, T]
-) -> Iterator[tuple[int, str, T]]:
+) -> Iterator[tuple[int, Place, T]]:
     """Yield register id, place in the file and entry of a table."""
     seen = set()
     for name, entry in entries.items():
-        where = settings.where(*key, name)
+        where = settings.place(*key, name)
         register = register_id(name, where)
         if register in seen:
             raise ConfigError(f"{where}: the register is there twice")

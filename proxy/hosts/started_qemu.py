@@ -5,11 +5,12 @@ Source: proc(5), `/proc/net/tcp` and `/proc/PID/cmdline`; QEMU `docs/system/arm/
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from formats.arm.vcpu_features import Kind, VcpuFeature
 from proxy.hosts.qemu import version_of
@@ -27,8 +28,7 @@ _MODELS: Final = ("host", "max")
 """With KVM the two are the same."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartedQemu:
+class StartedQemu(msgspec.Struct, frozen=True):
     """A QEMU that waits for a migration.
 
     Attributes:

@@ -1,8 +1,9 @@
 """Whether a guest can go to a destination: the judge's answer, put together for people and for schedulers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from formats.arm.sysreg import MIDR_EL1, describe
 from formats.arm.vcpu_features import kind_of
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What came of a check.
 
     Attributes:

@@ -1,8 +1,9 @@
 """What verdicts mean for a guest and for who runs it: fields, what the guest reads, features, errata."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from formats.arm.errata import Erratum, new_errata, unguarded_errata
 from formats.arm.id_fields import IdField
@@ -68,8 +69,7 @@ def met_errata(verdicts: Iterable[Verdict]) -> list[str]:
     return list(met)
 
 
-@dataclass(frozen=True, slots=True)
-class Errata:
+class Errata(msgspec.Struct, frozen=True):
     """How the errata of two processors differ.
 
     Attributes:

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from formats.arm.sysreg import describe, parse_register
 from formats.tables import read_table
 
 
-@dataclass(frozen=True, slots=True)
-class Harmless:
+class Harmless(msgspec.Struct, frozen=True):
     """When a register may be dropped.
 
     Attributes:

@@ -1,8 +1,9 @@
 """How a destination's QEMU has to be started for a guest: the features of its vCPUs that are to be turned off."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from formats.arm.vcpu_features import Kind
 from proxy.hosts.started_qemu import CPU_PROPERTIES
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
     from proxy.hosts.profile import HostProfile
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """How the destination's QEMU has to be started.
 
     Attributes:

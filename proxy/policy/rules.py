@@ -2,7 +2,8 @@
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 
 class RuleAction(enum.StrEnum):
@@ -18,8 +19,7 @@ class RuleAction(enum.StrEnum):
     """It must be the same on both sides, though the destination might take it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One rule.
 
     Attributes:
@@ -55,8 +55,7 @@ class OverlapError(ValueError):
         self.second = second
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """All the rules of a policy, by register id; a register has one for the whole, or one each for some fields."""
 
     by_register: Mapping[int, tuple[Rule, ...]]

@@ -1,13 +1,13 @@
 """The whitelist: which processors are close enough to each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from formats.arm.processor_sets import Processors
 
 
-@dataclass(frozen=True, slots=True)
-class Pairing:
+class Pairing(msgspec.Struct, frozen=True):
     """Processors whose guests may come, and the processors that they may come to.
 
     Attributes:

@@ -1,11 +1,11 @@
 """Which file something was read from: its path, and what its bytes were."""
 
-from dataclasses import dataclass
 from hashlib import sha256
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+
+class Origin(msgspec.Struct, frozen=True):
     """A file that was read.
 
     Attributes:

@@ -13,11 +13,11 @@ NO_MIDR: Final = "none"
 _NUMBER: Final = re.compile(r"0x[0-9a-f]{1,32}|0|[1-9][0-9]{0,31}", re.ASCII | re.IGNORECASE)
 
 
-def register_id(name: str, where: str) -> int:
+def register_id(name: str, where: object) -> int:
     """Return the id of a register that a setting names.
 
     Raises:
-        ConfigError: There is no such register; `where` names the file and the key.
+        ConfigError: There is no such register; `where`, written out, names the file and the key.
     """
     try:
         return parse_register(name)
@@ -25,11 +25,11 @@ def register_id(name: str, where: str) -> int:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def register_value(text: str, where: str) -> int:
+def register_value(text: str, where: object) -> int:
     """Return the register value that a setting gives: hexadecimal with 0x, or decimal, of at most 64 bits.
 
     Raises:
-        ConfigError: It is no such number; `where` names the file and the key.
+        ConfigError: It is no such number; `where`, written out, names the file and the key.
     """
     value = int(text, 0) if _NUMBER.fullmatch(text) else -1
     if not 0 <= value < 1 << 64:

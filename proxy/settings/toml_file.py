@@ -3,10 +3,9 @@
 import enum
 import re
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, Generic, TypeVar, get_args
+from typing import Any, Final, Generic, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -37,8 +36,24 @@ _TYPES: Final = {
 """msgspec's names of types, and what they are in a TOML file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings(Generic[T]):
+class Place(NamedTuple):
+    """The place of a key in a settings file; which line that is, is looked for when it is written.
+
+    Attributes:
+        path: The file.
+        text: Its text.
+        key: The key.
+    """
+
+    path: Path
+    text: str
+    key: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return where_in(self.path, self.text, self.key)
+
+
+class Settings(msgspec.Struct, Generic[T], frozen=True):
     """A settings file that has been read.
 
     Attributes:
@@ -56,6 +71,10 @@ class Settings(Generic[T]):
     def where(self, *key: str | int) -> str:
         """Name the place of a key in errors and reports: `policy.toml:12: rule[1].action`."""
         return where_in(self.path, self.text, key)
+
+    def place(self, *key: str | int) -> "Place":
+        """Return the place of a key, for the many of which few are ever named."""
+        return Place(self.path, self.text, key)
 
 
 def load_toml(path: Path, kind: type[T]) -> Settings[T]:

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from formats.arm.sysreg import MIDR_EL1, describe
@@ -24,8 +25,7 @@ from proxy.settings.register_names import NO_MIDR, droppable_register, invariant
 _MODES = [mode.value for mode in Mode]
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeOptions:
+class JudgeOptions(msgspec.Struct, frozen=True):
     """What the options said.
 
     Attributes:

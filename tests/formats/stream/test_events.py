@@ -1,7 +1,5 @@
 """The events: what holds for all of them."""
 
-import dataclasses
-
 import pytest
 
 from formats.stream.events import IterableData
@@ -22,7 +20,7 @@ def test_every_byte_is_in_just_one_event(name: str) -> None:
 
 def test_events_are_frozen_and_their_bytes_are_not_printed() -> None:
     for event in collect([small().stream()]).events:
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):
             event.offset = 1  # type: ignore[misc]
         assert "raw=" not in repr(event)
         assert "held=" not in repr(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from formats.arm.gic import GITS_IIDR, ICC_CTLR_EL1
@@ -39,7 +40,7 @@ HOST = replace(profile("kvm-trixie-a57r0"), interrupts=GIC)
 
 def own_state() -> DeviceState:
     state = device_state(STREAM)
-    return replace(state, held=bytearray(state.held))
+    return msgspec.structs.replace(state, held=bytearray(state.held))
 
 
 def patched(register: int, value: int, vcpu: int = 0) -> bytes:
