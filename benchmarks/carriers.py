@@ -80,11 +80,13 @@ class Spent:
     resident: int = 0
 
 
-def _vmstate_proxy(way: Way) -> Sequence[str | Path]:
-    command: list[str | Path] = [sys.executable, "-m", "proxy", "run", "--host", way.profile, "--allow-midr", way.midr]
-    command += ["--listen", f"tcp:127.0.0.1:{way.port}", "--connect", f"tcp:127.0.0.1:{way.target}"]
-    if way.tls is not None:
-        command += ["--listen-tls", way.tls, "--connect-tls", way.tls]
+def _vmstate_proxy(*options: str) -> Callable[[Way], Sequence[str | Path]]:
+    def command(way: Way) -> Sequence[str | Path]:
+        judging = ["--host", str(way.profile), "--allow-midr", way.midr, *options]
+        ends = ["--listen", f"tcp:127.0.0.1:{way.port}", "--connect", f"tcp:127.0.0.1:{way.target}"]
+        tls = [] if way.tls is None else ["--listen-tls", str(way.tls), "--connect-tls", str(way.tls)]
+        return [sys.executable, "-m", "proxy", "run", *judging, *ends, *tls]
+
     return command
 
 
@@ -121,12 +123,22 @@ def _haproxy(*options: str, tuned: Sequence[str] = ()) -> Callable[[Way], Sequen
 
 
 DIRECT = Carrier("direct", None)
-OURS = Carrier("vmstate-proxy", _vmstate_proxy)
+OURS = Carrier("vmstate-proxy", _vmstate_proxy())
+OURS_OBSERVING = Carrier("vmstate-proxy, observing", _vmstate_proxy("--mode", "observe"))
 SOCAT_USUAL = Carrier("socat, 8 KiB", _socat())
 SOCAT = Carrier("socat", _socat("-b", "1048576"))
-HAPROXY = Carrier("haproxy", _haproxy())
-HAPROXY_SPLICE = Carrier("haproxy, splice", _haproxy("splice-request", "splice-response"))
+HAPROXY = Carrier("haproxy", _haproxy(tuned=["tune.bufsize 1048576"]))
+HAPROXY_TLS = Carrier("haproxy", _haproxy())
+HAPROXY_SPLICE = Carrier(
+    "haproxy, splice", _haproxy("splice-request", "splice-response", tuned=["tune.pipesize 262144"])
+)
 CARRIERS = (DIRECT, OURS, SOCAT, HAPROXY, HAPROXY_SPLICE)
+SETTINGS = (
+    "socat has a buffer of 1 MiB (`-b 1048576`; its own is 8 KiB), haproxy `tune.bufsize 1048576` where it copies (16, "
+    "256 and 1024 KiB were tried) and `tune.pipesize 262144` where it splices (64, 256 and 1024 KiB, and those with "
+    "`tune.bufsize 262144`); with TLS, which has records of 16 KiB, it has its own settings."
+)
+"""What the others are run with: the best of what was tried."""
 
 
 @asynccontextmanager

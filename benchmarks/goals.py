@@ -50,6 +50,14 @@ THREADS = (
     "Two threads carry the channels here, one for each processor. A single one uses a quarter less processor time, and "
     "with four channels the migrations take a tenth longer."
 )
+LOOKING = (
+    "What is parsed has to be copied once, out of the kernel, and no other way reads it for less (see the ways to "
+    "carry one connection): that alone costs as much as splicing does, which copies nothing."
+)
+TLS = (
+    "Python's OpenSSL reads and writes one record of 16 KiB in a call, with the interpreter between. Kernel TLS is "
+    "left off: OpenSSL does not renew keys with it (its issue 16307), and a renewal would end the migration."
+)
 IMPORTS = "Most of it are the imports of click and msgspec."
 SWITCHOVER = (
     "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.carriers import CARRIERS, Carrier, Way, carrying, free_port
+from benchmarks.goals import LOOKING, THREADS, TLS
 from tests.lab.guest import idle_guest
 from tests.lab.pki import Authority
 from tests.lab.proxy import vmstate_proxy
@@ -45,6 +46,11 @@ class Scenario:
     channels: int = 0
     tls: bool = False
     carriers: tuple[Carrier, ...] = CARRIERS
+
+    @property
+    def why(self) -> str:
+        """What there is to say of its processor time where that misses its goal."""
+        return TLS if self.tls else THREADS if self.channels else LOOKING
 
 
 @dataclass(frozen=True, slots=True)
