@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from formats.frame.event import Raw
     from proxy.live.session_config import SessionConfig
+    from proxy.live.turns import Turns
     from proxy.net.connection import Connection
     from proxy.rewriter.rewriter import Rewriter
 
@@ -54,6 +55,7 @@ class Leg:
         *,
         buffer: memoryview,
         config: "SessionConfig",
+        turns: "Turns",
         on_release: "Callable[[], None]",
     ) -> None:
         """Make a leg.
@@ -64,6 +66,7 @@ class Leg:
             rewriter: Says what may go on.
             buffer: What is received into.
             config: How long nothing may come, and more.
+            turns: Whose turn it is to judge.
             on_release: Is called whenever bytes have gone on to the destination.
         """
         self._source = source
@@ -71,6 +74,7 @@ class Leg:
         self._rewriter = rewriter
         self._buffer = buffer
         self._config = config
+        self._turns = turns
         self._on_release = on_release
         self._times = rewriter.report.times
         self._listener = ReturnPathListener()
@@ -194,7 +198,7 @@ class Leg:
             return work()
         if self._rewriter.held > _MUCH_HELD:
             return await self._aside("the device state", work)
-        return await self._config.turns.take(work)
+        return await self._turns.take(work)
 
     async def _aside(self, what: str, work: "Callable[[], list[Raw]]") -> "list[Raw]":
         """Work in a thread; other migrations go on."""

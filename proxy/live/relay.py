@@ -174,7 +174,7 @@ class Relay:
         session: Session | None = None
         try:
             self.config.sources.check(source.host)
-            session = Session(self.config, source)
+            session = Session(self.config, source, self.under_way.turns)
             session.on_change = self.under_way.tell_change
             with trio.fail_after(limits.begin):
                 what = await self._arrivals.wait_begin(session)

@@ -16,6 +16,7 @@ from proxy.live.give_back import give_back
 from proxy.live.leg import Leg
 from proxy.live.recovery import PAUSED, Recovery
 from proxy.live.side_channels import SideChannels
+from proxy.live.turns import Turns
 from proxy.live.way import Way
 from proxy.net.address import FdAddress, StdioAddress
 from proxy.net.aside import aside
@@ -52,12 +53,13 @@ class Session:
         advised: Set when the source has announced that it may go over to postcopy.
         way: The way to its destination.
         config: What the operator had decided when it came.
+        turns: Whose turn it is to judge, of all sessions.
         on_change: Called when `dialled`, `advised`, `wants_preempt` or `recoverable` may have changed.
         on_warning: Takes one line for the operator, as when the migration pauses.
         recovery: Where it waits while it is paused in postcopy.
     """
 
-    def __init__(self, config: "SessionConfig", source: "Connection") -> None:
+    def __init__(self, config: "SessionConfig", source: "Connection", turns: Turns | None = None) -> None:
         self.way = Way(config.route, config.route.destination_of(source))
         self.key = (source.host, str(self.way.address))
         self.dialled = trio.Event()
@@ -65,6 +67,7 @@ class Session:
         self.on_change: Callable[[], None] = lambda: None
         self.on_warning: Callable[[str], None] = lambda _line: None
         self.config = config
+        self.turns = turns or Turns()
         self._source = source
         self._destination: Connection | None = None
         self._leg: Leg | None = None
@@ -257,6 +260,7 @@ class Session:
             self._rewriter,
             buffer=self._buffer,
             config=self.config,
+            turns=self.turns,
             on_release=self._tell_released,
         )
         await self._leg.run(pieces)

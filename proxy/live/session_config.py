@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 from formats.limits import DEFAULT_DEVICE_STATE_LIMIT
 from proxy.errors import RefusedError
-from proxy.live.turns import Turns
 from proxy.net.allowed_sources import AllowedSources
 from proxy.policy.policy import Mode
 
@@ -53,7 +52,6 @@ class SessionConfig:
     Attributes:
         route: How the destination is reached.
         judge: What it accepts, and what the operator vouches for.
-        turns: Whose turn it is to judge.
         destinations: The judges of a fleet's destinations, which count in place of `judge`; None for that one.
         allow_no_return_path: Whether sources without a return path may come.
         device_state_limit: Bytes of device state held at most.
@@ -76,7 +74,6 @@ class SessionConfig:
     sources: AllowedSources = field(default_factory=AllowedSources)
     limits: Limits = DEFAULT_LIMITS
     destinations: "Destinations | None" = None
-    turns: Turns = field(default_factory=Turns)
 
     def prepare(self) -> None:
         """Load what verdicts need, so that no guest stands while that is read."""

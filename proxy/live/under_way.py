@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from proxy.live.turns import Turns
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -16,10 +18,12 @@ class UnderWay:
 
     Attributes:
         draining: Whether no more migrations are taken.
+        turns: Whose turn it is to judge.
     """
 
     def __init__(self) -> None:
         self.draining = False
+        self.turns = Turns()
         self._sessions: list[Session] = []
         self._changed = trio.Event()
         self._cancelled_when: dict[trio.CancelScope, Callable[[], bool]] = {}

@@ -133,7 +133,7 @@ def test_ten_migrations_arrive_through_a_crowd(tmp_path: Path) -> None:
     """1,000 that say nothing, 200 with garbage, and 200 that stop after four bytes."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    options = ("--allow-midr", hex(R0), "--begin-within", "6")
+    options = ("--allow-midr", hex(R0), "--begin-within", "10")
     with (
         ExitStack() as open_,
         command(*options, "--report", str(tmp_path / "report"), life=60) as (process, port, back),

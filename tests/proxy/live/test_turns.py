@@ -81,7 +81,7 @@ async def test_memory_waits_for_no_turn() -> None:
     async with migration() as it:
         await send(it.source, HEAD[8:] + PART)
         await receive(it.destination, len(HEAD) - 8 + 5)
-        turns = it.session.config.turns
+        turns = it.session.turns
         await turns._free.acquire()
         more = pages(700, zero=False)
         async with trio.open_nursery() as nursery:
@@ -93,7 +93,7 @@ async def test_memory_waits_for_no_turn() -> None:
 
 async def test_device_state_waits_for_its_turn() -> None:
     async with migration() as it:
-        turns = it.session.config.turns
+        turns = it.session.turns
         await send(it.source, STREAM[8:DEVICES])
         assert await receive(it.destination, DEVICES - 8) == EXPECTED[8:DEVICES]
         await turns._free.acquire()
