@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from benchmarks import gaps, kvm, offline, page, parser, startup, switchover, ways
+from benchmarks import gaps, kvm, offline, page, parser, postcopy, startup, switchover, ways
 from benchmarks.carriers import (
     CARRIERS,
     DIRECT,
@@ -39,6 +39,19 @@ SCENARIOS = (
     Scenario("2 GiB, random, multifd, 2 channels", 2048, "random", channels=2),
     Scenario("2 GiB, random, multifd, 4 channels", 2048, "random", channels=4),
     Scenario("2 GiB, random, TLS", 2048, "random", tls=True, carriers=(DIRECT, OURS, HAPROXY_TLS)),
+    *(
+        Scenario(
+            f"{size >> 10} GiB, {content}, multifd, {channels} channels",
+            size,
+            content,
+            channels=channels,
+            detection="multifd",
+            carriers=(DIRECT, OURS, HAPROXY_SPLICE),
+            qemu="trixie",  # this machine's may be older than zero-page-detection
+        )
+        for size, content in ((8192, "zeros"), (4096, "mixture"))
+        for channels in (4, 8)
+    ),
 )
 VCPUS = (1, 8, 64, 128)
 _TRIES = 8
@@ -56,8 +69,8 @@ class Bench:
         """Real migrations, through each carrier in turn."""
         lost: dict[str, int] = {}
         with tempfile.TemporaryDirectory(prefix="vmstate-bench-") as folder:
-            host = await profile(Path(folder))
-            found = {scenario: await self._scenario(scenario, host, lost) for scenario in SCENARIOS}
+            hosts = {qemu: await profile(Path(folder), qemu) for qemu in {scenario.qemu for scenario in SCENARIOS}}
+            found = {one: await self._scenario(one, hosts[one.qemu], lost) for one in SCENARIOS}
             self.goals += [goal for scenario, medians in found.items() for goal in _goals(scenario, medians)]
             failures = ", ".join(f"{name} {count}" for name, count in lost.items()) or "none"
             self.sections.append(
@@ -66,7 +79,8 @@ class Bench:
                 "on, for each GiB of guest memory. With TLS, vmstate-proxy and haproxy end it on one side and begin it "
                 f"on the other. {SETTINGS}\n\nMigrations that failed and were tried again: {failures}. With multifd a "
                 "destination before QEMU 8.0 takes the first connection for the main one; vmstate-proxy dials it "
-                "first, a proxy that reads nothing cannot know.\n"
+                "first, a proxy that reads nothing cannot know. Zeros and the mixture go with multifd between QEMUs of "
+                "Debian trixie, which have `zero-page-detection=multifd`.\n"
             )
             page.chart(
                 {
@@ -77,7 +91,7 @@ class Bench:
             if congestion_control() != USUAL and can_be(USUAL):
                 say(f"the system's TCP is by {USUAL} meanwhile, in place of {congestion_control()}")
                 with changed_to(USUAL):
-                    self.sections.append(await self._unpaced(host))
+                    self.sections.append(await self._unpaced(hosts[None]))
 
     async def _unpaced(self, host: Path) -> str:
         """Measure again what hangs on the system's congestion control; what is missed then is no missed goal."""
@@ -173,6 +187,12 @@ class Bench:
             f"one of KVM; each vCPU's MIDR_EL1 is swapped on the way.\n\n{page.table(head, rows)}"
         )
 
+    async def postcopy(self) -> None:
+        """The time that a page takes which a guest waits for."""
+        goals, section = await postcopy.measured(self.rounds, say)
+        self.goals += goals
+        self.sections.append(section)
+
     async def kvm(self) -> None:
         """The same where the destination's own KVM is asked, in emulated arm64 hosts."""
         goals, section = await kvm.measured(self.rounds, say)
@@ -216,7 +236,7 @@ class Bench:
 
 async def main(words: Sequence[str]) -> int:
     """Measure; return 1 if a goal was missed."""
-    parts = ("migrations", "ways", "gaps", "parser", "switchover", "kvm", "offline", "startup")
+    parts = ("migrations", "ways", "gaps", "parser", "switchover", "postcopy", "kvm", "offline", "startup")
     arguments = argparse.ArgumentParser(prog="make bench")
     arguments.add_argument("parts", nargs="*", choices=[[], *parts], help="what to measure; all by default")
     arguments.add_argument("--rounds", type=int, default=7)

@@ -62,6 +62,7 @@ IMPORTS = "Most of it are the imports of click and msgspec."
 SWITCHOVER = (
     "Every vCPU is read, judged and written while its guest stands, in Python; it hangs on how fast the machine is."
 )
+POSTCOPY = "A request and its page each wake the proxy, which Python takes longer for than a program in C."
 KVM = (
     "What is not the host's own is written into a vCPU of its KVM while the guest stands, one after the other. In an "
     "emulated host a system call takes longer, next to Python, than on a real one; the scale leaves that out."

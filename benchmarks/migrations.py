@@ -36,16 +36,20 @@ class Scenario:
         memory_mib: the guest's RAM.
         content: "random", "zeros", or "mixture": runs of 1 to 64 pages, every other one random, the others zero.
         channels: of multifd; 0 for the main connection alone.
+        detection: zero-page-detection, which QEMU has from 9.0 on; empty for what QEMU does by itself.
         tls: whether both QEMUs speak TLS; the carriers that can end and begin it do.
         carriers: who takes part.
+        qemu: a Debian release, whose QEMU is taken; None for this machine's.
     """
 
     name: str
     memory_mib: int
     content: str
     channels: int = 0
+    detection: str = ""
     tls: bool = False
     carriers: tuple[Carrier, ...] = CARRIERS
+    qemu: str | None = None
 
     @property
     def why(self) -> str:
@@ -99,10 +103,13 @@ def _fill(memory: mmap.mmap, with_gaps: bool) -> None:
         at += length + generator.randint(1, 64) * _PAGE
 
 
-async def profile(folder: Path) -> Path:
-    """Learn the destination's profile from a guest on this machine."""
-    stream, path = folder / "stream", folder / "host.toml"
-    async with running_vm(machine=_MACHINE, paused=True) as vm:
+async def profile(folder: Path, qemu: str | None) -> Path:
+    """Learn the destination's profile from a guest on this machine; `qemu` is as in `Scenario`.
+
+    Each version of QEMU has a list of registers of its own.
+    """
+    stream, path = folder / "stream", folder / f"{qemu}.toml"
+    async with running_vm(qemu=qemu, machine=_MACHINE, paused=True) as vm:
         await vm.migrate(f"exec:cat > '{stream}'", return_path=False)
         await vm.wait_migration()
     code, output = await vmstate_proxy("host", "learn", str(stream), "-o", str(path), "--force", "--tcg")
@@ -122,6 +129,8 @@ async def migrate(scenario: Scenario, carrier: Carrier, memory: list[str], host:
     """
     capabilities = {"multifd": True} if scenario.channels else {}
     parameters: dict[str, Any] = {"multifd-channels": scenario.channels} if scenario.channels else {}
+    if scenario.detection:
+        parameters["zero-page-detection"] = scenario.detection
     with tempfile.TemporaryDirectory(prefix="vmstate-bench-") as name:
         folder = Path(name)
         tls, secrets = None, list[str]()
@@ -133,6 +142,7 @@ async def migrate(scenario: Scenario, carrier: Carrier, memory: list[str], host:
         async with (
             running_vm(
                 name="source",
+                qemu=scenario.qemu,
                 machine=_MACHINE,
                 memory_mib=scenario.memory_mib,
                 guest=idle_guest(),
@@ -140,6 +150,7 @@ async def migrate(scenario: Scenario, carrier: Carrier, memory: list[str], host:
             ) as source,
             running_vm(
                 name="destination",
+                qemu=scenario.qemu,
                 machine=_MACHINE,
                 memory_mib=scenario.memory_mib,
                 incoming="defer",
