@@ -121,7 +121,7 @@ async def measured(rounds: int, say: Callable[[str], None]) -> tuple[list[Goal],
     async with running_host(cpu=A57_R1P3, suite=_SUITE) as there:
         scale = await _scale(there, rounds)
         say(f"kvm: a Python loop takes {scale:.1f} times as long in the host")
-        taken = {vcpus: await _played(there, vcpus, rounds, say) for vcpus in VCPUS}
+        taken = await _played(there, rounds, say)
         counted = [await count_trial(there, vcpus) for vcpus in VCPUS]
         async with running_host(cpu=A57_R1P3, suite=_SUITE) as here:
             guests = await _guests(here, there, say)
@@ -151,49 +151,57 @@ async def _scale(host: Host, rounds: int) -> float:
 # --- played streams
 
 
-async def _played(host: Host, vcpus: int, rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
-    """Return the seconds of each way's rounds, the first after the proxy's start first."""
+async def _played(host: Host, rounds: int, say: Callable[[str], None]) -> dict[int, dict[str, list[float]]]:
+    """Return the seconds of each way's rounds, by the number of vCPUs; the first times first."""
     with tempfile.TemporaryDirectory(prefix="vmstate-bench-") as folder:
-        plan: played.Plan = {"rounds": rounds, "ways": [await _plan(host, way, vcpus, Path(folder)) for way in WAYS]}
+        plan: played.Plan = {"rounds": rounds, "ways": [await _plan(host, way, Path(folder)) for way in WAYS]}
     await host.put(f"{_FOLDER}/others.head", _others_head())
     await host.put(f"{_FOLDER}/others.piece", _others_piece())
     await host.put(f"{_FOLDER}/played.py", Path(played.__file__).read_bytes())
     await host.put(f"{_FOLDER}/plan", json.dumps(plan).encode())
     done = await run_python_in(host, f"{_FOLDER}/played.py", f"{_FOLDER}/plan", limit=_LIMIT)
-    taken: dict[str, list[float]] = json.loads(done.stdout)
-    for name, seconds in taken.items():
-        say(f"kvm: {vcpus} vCPUs, {name}: " + ", ".join(f"{one * 1000:.1f}" for one in seconds) + " ms")
+    found: dict[str, dict[str, list[float]]] = json.loads(done.stdout)
+    taken = {vcpus: {name: by_size[str(vcpus)] for name, by_size in found.items()} for vcpus in VCPUS}
+    for vcpus, by_way in taken.items():
+        for name, seconds in by_way.items():
+            say(f"kvm: {vcpus} vCPUs, {name}: " + ", ".join(f"{one * 1000:.1f}" for one in seconds) + " ms")
     return taken
 
 
-async def _plan(host: Host, way: Way, vcpus: int, folder: Path) -> played.WayPlan:
+async def _plan(host: Host, way: Way, folder: Path) -> played.WayPlan:
     """Bring what a way needs into the host, and say it."""
+    profile = f"{_FOLDER}/{way.profile}.toml"
+    await host.put(profile, _profile(way).read_bytes())
+    asked = ["--kvm"] if way.kvm else ["--host", profile]
+    return {
+        "name": way.name,
+        "options": None if way.direct else [*asked, *way.options],
+        "streams": [await _stream(host, way, vcpus, folder) for vcpus in VCPUS],
+        "others": {"count": way.others, "head": f"{_FOLDER}/others.head", "piece": f"{_FOLDER}/others.piece"}
+        if way.others
+        else None,
+    }
+
+
+async def _stream(host: Host, way: Way, vcpus: int, folder: Path) -> played.StreamPlan:
     switchover = grown(vcpus, vmdesc=True, name=way.capture)
     before, state = switchover.before, _as_running(switchover.state, vcpus)
-    stream, profile = f"{_FOLDER}/{way.capture}.stream", f"{_FOLDER}/{way.profile}.toml"
-    own_profile = ROOT / "captures" / "hosts" / f"{way.profile}.toml"
-    await host.put(stream, before + state)
-    await host.put(profile, own_profile.read_bytes())
+    file = f"{_FOLDER}/{way.capture}-{vcpus}.stream"
+    await host.put(file, before + state)
     after = len(state)
     if not way.direct:
         (folder / "in").write_bytes(before + state)
-        rewrite = ["rewrite", str(folder / "in"), str(folder / "out"), "--host", str(own_profile), *way.options]
+        rewrite = ["rewrite", str(folder / "in"), str(folder / "out"), "--host", str(_profile(way)), *way.options]
         code, output = await vmstate_proxy(*rewrite)
         if code:
             raise RuntimeError(output)
         after = (folder / "out").stat().st_size - len(before)
         (folder / "out").unlink()
-    asked = ["--kvm"] if way.kvm else ["--host", profile]
-    return {
-        "name": way.name,
-        "options": None if way.direct else [*asked, *way.options],
-        "stream": stream,
-        "before": len(before),
-        "after": after,
-        "others": {"count": way.others, "head": f"{_FOLDER}/others.head", "piece": f"{_FOLDER}/others.piece"}
-        if way.others
-        else None,
-    }
+    return {"size": str(vcpus), "file": file, "before": len(before), "after": after}
+
+
+def _profile(way: Way) -> Path:
+    return ROOT / "captures" / "hosts" / f"{way.profile}.toml"
 
 
 def _as_running(state: bytes, vcpus: int) -> bytes:
@@ -276,7 +284,7 @@ def _section(
         [str(vcpus), *(f"{median(by_way[name][1:]) * 1000:.1f} ms" for name in names)]
         for vcpus, by_way in taken.items()
     ]
-    first = [[str(vcpus), *(f"{by_way[name][0] * 1000:.1f} ms" for name in names)] for vcpus, by_way in taken.items()]
+    first = [[str(VCPUS[0]), *(f"{taken[VCPUS[0]][name][0] * 1000:.1f} ms" for name in names)]]
     return (
         "## Switchover with --kvm\n\n"
         f"In an emulated arm64 host ({_SUITE}, cortex-a57 r1p3, one processor), where `python3 -c` takes {scale:.1f} "

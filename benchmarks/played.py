@@ -3,7 +3,8 @@
 It needs nothing but `formats`, so that it runs as a program within an emulated host, too: there it starts proxies, and
 no network but the host's own loopback is measured.
 
-python3 played.py PLAN    prints the seconds of each round, by the names of the plan's ways, as one line of JSON
+python3 played.py PLAN    prints the seconds of each round, by the names of the plan's ways and the sizes of their
+                          streams, as one line of JSON
 """
 
 from __future__ import annotations
@@ -50,23 +51,35 @@ class Others(TypedDict):
     piece: str
 
 
+class StreamPlan(TypedDict):
+    """One stream.
+
+    Attributes:
+        size: what it is called.
+        file: its file.
+        before: bytes of it before the device state.
+        after: bytes that the device state goes on as.
+    """
+
+    size: str
+    file: str
+    before: int
+    after: int
+
+
 class WayPlan(TypedDict):
-    """One way that a stream takes.
+    """One way that streams take.
 
     Attributes:
         name: what it is called.
         options: of `vmstate-proxy run`; None for no proxy.
-        stream: its file.
-        before: bytes of it before the device state.
-        after: bytes that the device state goes on as.
+        streams: what goes on it, one after the other.
         others: what goes through the same proxy meanwhile; None for nothing.
     """
 
     name: str
     options: list[str] | None
-    stream: str
-    before: int
-    after: int
+    streams: list[StreamPlan]
     others: Others | None
 
 
@@ -133,22 +146,22 @@ def _gone() -> int:
 # --- within a host
 
 
-def _measured(plan: Plan) -> dict[str, list[float]]:
-    """Have the ways take turns; return the seconds of each, those of the first time after the proxy's start first."""
-    taken: dict[str, list[float]] = {way["name"]: [] for way in plan["ways"]}
+def _measured(plan: Plan) -> dict[str, dict[str, list[float]]]:
+    """Have the ways take turns; return the seconds of each and its streams, those of a first time first."""
+    taken: dict[str, dict[str, list[float]]] = {way["name"]: {} for way in plan["ways"]}
     with ExitStack() as stack:
-        ways = [(way["name"], stack.enter_context(_way(way))) for way in plan["ways"]]
-        for _ in range(1 + plan["rounds"]):
-            for name, once in ways:
-                taken[name].append(once())
+        ways = [(way, stack.enter_context(_way(way))) for way in plan["ways"]]
+        for number in range(len(plan["ways"][0]["streams"])):
+            for _ in range(1 + plan["rounds"]):
+                for way, once in ways:
+                    stream = way["streams"][number]
+                    taken[way["name"]].setdefault(stream["size"], []).append(once(stream))
     return taken
 
 
 @contextmanager
-def _way(way: WayPlan) -> Iterator[Callable[[], float]]:
-    """Start what is on a way, and provide what migrates on it once."""
-    stream = Path(way["stream"]).read_bytes()
-    before, state = stream[: way["before"]], stream[way["before"] :]
+def _way(way: WayPlan) -> Iterator[Callable[[StreamPlan], float]]:
+    """Start what is on a way, and provide what migrates a stream on it once."""
     with ExitStack() as stack:
         back = stack.enter_context(socket.create_server((_LOOPBACK, 0)))
         back.settimeout(TIMEOUT)
@@ -159,9 +172,11 @@ def _way(way: WayPlan) -> Iterator[Callable[[], float]]:
         if way["others"] is not None:
             others = stack.enter_context(_other_migrations(way["others"], port, back))
 
-        def once() -> float:
+        def once(plan: StreamPlan) -> float:
+            stream = Path(plan["file"]).read_bytes()
+            before, state = stream[: plan["before"]], stream[plan["before"] :]
             with others():
-                return switch_over(before, state, way["after"], port, back)
+                return switch_over(before, state, plan["after"], port, back)
 
         yield once
 
