@@ -183,16 +183,14 @@ class Judge:
         return verdicts
 
     def _judged(self, registers: Registers, view: _View) -> list[Verdict]:
-        host = view.host
+        # Of a register that is the host's own, and that it takes, there is nothing to say.
+        host, looked_at = view.host, view.differing(registers)
         if self.trial is None:
-            # A profile only has words for those that differ from its own.
-            return self._recalled(registers, view)
+            return self._recalled(registers, looked_at, view.refused(looked_at), host)
         held: dict[int, int | None] = dict(registers.items())
         refused = self.trial.refused(held.items(), host, _UNCHANGED)
-        # Of a register that is the host's own, and that it takes, there is nothing to say.
-        about = {*refused, *(register for register, _ in view.differing(registers))}
-        looked_at = [(register, held[register]) for register in sorted(about)]
-        verdicts = list(verdicts_of(self.policy, registers, looked_at, host, refused))
+        about = {*refused, *(register for register, _ in looked_at)}
+        verdicts = self._recalled(registers, [(register, held[register]) for register in sorted(about)], refused, host)
         if all(verdict.action is not Action.REFUSE for verdict in verdicts):
             verdicts += self._still_refused(self.trial, registers, held, verdicts, host)
         return verdicts
@@ -228,15 +226,20 @@ class Judge:
             f"stream of {started} to 'host learn'",
         )
 
-    def _recalled(self, registers: Registers, view: _View) -> list[Verdict]:
-        """Judge by the profile; vCPUs that are alike in all that counts are judged once, for the guest stands."""
-        looked_at, host = view.differing(registers), view.host
+    def _recalled(
+        self,
+        registers: Registers,
+        looked_at: list[tuple[int, int | None]],
+        refused: dict[int, str],
+        host: "HostProfile",
+    ) -> list[Verdict]:
+        """Return the verdicts; vCPUs that are alike in all that counts are judged once, for the guest stands."""
         conditions = [one.of for register, _ in looked_at if (one := harmless().get(register)) is not None]
         read = ((register in registers, registers.get(register)) for register in (MIDR_EL1, *conditions))
-        alike = host.vcpu_features, tuple(looked_at), tuple(read)
+        alike = host.vcpu_features, tuple(looked_at), tuple(refused.items()), tuple(read)
         verdicts = self._known.get(alike)
         if verdicts is None:
-            verdicts = list(verdicts_of(self.policy, registers, looked_at, host, view.refused(looked_at)))
+            verdicts = list(verdicts_of(self.policy, registers, looked_at, host, refused))
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[alike] = verdicts
