@@ -92,8 +92,12 @@ class SideChannels:
             self._end(channel)
 
     async def carry_preempt(self, source: "Connection", opening: bytes, dial: "Dial") -> bool:
-        """Carry the postcopy-preempt channel to its end, `opening` first; return whether the destination took it."""
-        channel = Channel(dial, source, self._all_sent)
+        """Carry the postcopy-preempt channel to its end, `opening` first; return whether the destination took it.
+
+        It lasts as long as the migration: pages come on it when the device state has long been sent. One that ends
+        before is lost, so that both QEMUs pause; neither notices by itself.
+        """
+        channel = Channel(dial, source, self._over)
         self._channels.add(channel)
         self.has_preempt, self._preempt = True, channel
         self._report.channels += 1

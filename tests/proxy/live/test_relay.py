@@ -605,6 +605,22 @@ async def test_a_preempt_channel_may_speak_at_once_when_a_migration_was_recovere
                 assert (await rest(onward))[1] == "reset"
 
 
+async def test_a_preempt_channel_that_ends_in_postcopy_pauses_the_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages that it would bring do not come: a guest that waits for one would wait for ever."""
+    monkeypatch.setattr("proxy.live.channel._PATIENCE", 0.2)
+    async with service(judge_=judge(R0)) as it:
+        source, destination = await it.connect()
+        await send(source, POSTCOPIED[8:])
+        await receive(destination, len(POSTCOPIED))
+        with await connect(("127.0.0.1", it.ports[0])) as channel:
+            there, _ = await it.back.accept()
+            with there:
+                channel.shutdown(socket.SHUT_WR)
+                assert (await rest(there))[1] == "reset"
+                assert (await rest(destination))[1] == "reset"
+                assert (await rest(source))[1] == "reset"
+
+
 # --- the command
 
 
