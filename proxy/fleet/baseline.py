@@ -5,7 +5,7 @@ guest moves to a host that has not got it; x86 clouds do so with CPU models and 
 """
 
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -16,7 +16,6 @@ from formats.arm.sysreg import MIDR_EL1, describe
 from proxy.hosts.host_registers import HostRegisters
 from proxy.hosts.started_qemu import CPU_PROPERTIES, has_property
 from proxy.judging.explain import dangers
-from proxy.judging.judge import Judge
 from proxy.judging.start_flags import Start
 from proxy.judging.verdict import Action
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from formats.arm.vcpu_features import Kind
     from proxy.fleet.host import FleetHost
     from proxy.hosts.profile import HostProfile
-    from proxy.policy.policy import Policy
+    from proxy.judging.judge import Judge
 
 _LOSES: Final = {
     "pmu": "performance counters: perf counts no cycles, instructions or cache misses",
@@ -111,7 +110,7 @@ class Baseline:
 
 
 def find_baselines(
-    hosts: Iterable["FleetHost"], policy: "Policy", progress: Callable[[int], None] = lambda _: None
+    hosts: Iterable["FleetHost"], judges: Mapping[str, "Judge"], progress: Callable[[int], None] = lambda _: None
 ) -> list[Baseline]:
     """Find the ways to start guests that are worth their cost.
 
@@ -120,11 +119,11 @@ def find_baselines(
 
     Args:
         hosts: With names that differ.
-        policy: What the operator vouches for.
+        judges: What knows each host as a destination, by `FleetHost.same_as`.
         progress: Is told after each way to start guests, that it was one more.
     """
     known = tuple(hosts)
-    pairs = _Pairs(policy)
+    pairs = _Pairs(judges)
     found: list[Baseline] = []
     for off in ways_to_start(known):
         for level in Level:
@@ -151,7 +150,7 @@ class _Pair:
         dangerous: Whether the guest would suffer though every register is taken.
     """
 
-    def __init__(self, judge: Judge, guest: HostRegisters, *, dangerous: bool) -> None:
+    def __init__(self, judge: "Judge", guest: HostRegisters, *, dangerous: bool) -> None:
         self.changes = frozenset(judge.refused(guest))
         self.dangerous = dangerous
         self._judge = judge
@@ -166,9 +165,8 @@ class _Pair:
 class _Pairs:
     """Judges pairs of hosts, those with like profiles once."""
 
-    def __init__(self, policy: "Policy") -> None:
-        self._policy = policy
-        self._judges: dict[str, Judge] = {}
+    def __init__(self, judges: Mapping[str, "Judge"]) -> None:
+        self._judges = judges
         self._guests: dict[tuple[str, tuple[str, ...]], HostRegisters | None] = {}
         self._found: dict[tuple[str, str, tuple[str, ...]], _Pair | None] = {}
 
@@ -191,10 +189,7 @@ class _Pairs:
         guest, there = self.guest_of(source, off), self.guest_of(destination, off)
         if guest is None or there is None:
             return None
-        if destination.same_as not in self._judges:
-            self._judges[destination.same_as] = Judge(self._policy, destination.profile)
-        judge = self._judges[destination.same_as]
-        return _Pair(judge, guest, dangerous=bool(dangers(guest.profile, there.profile)))
+        return _Pair(self._judges[destination.same_as], guest, dangerous=bool(dangers(guest.profile, there.profile)))
 
 
 def _started(profile: "HostProfile", off: tuple[str, ...]) -> "HostProfile | None":

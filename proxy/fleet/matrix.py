@@ -84,7 +84,7 @@ def judge_fleet(hosts: "Iterable[FleetHost]", policy: "Policy", progress: Callab
     """
     known = tuple(hosts)
     guests = {host.same_as: HostRegisters(host.profile) for host in known}
-    judges = {host.same_as: Judge(policy, host.profile) for host in known}
+    judges = judges_of(known, policy)
     judged: dict[tuple[str, str], Answer] = {}
     answers = {}
     for source, destination in permutations(known, 2):
@@ -93,7 +93,12 @@ def judge_fleet(hosts: "Iterable[FleetHost]", policy: "Policy", progress: Callab
             judged[kind] = check(judges[destination.same_as], [guests[source.same_as]])
         answers[source.name, destination.name] = judged[kind]
         progress(1)
-    return Fleet(known, answers, tuple(find_baselines(known, policy, progress)))
+    return Fleet(known, answers, tuple(find_baselines(known, judges, progress)))
+
+
+def judges_of(hosts: "Iterable[FleetHost]", policy: "Policy") -> dict[str, Judge]:
+    """Return a judge of guests that go to each host, by its `same_as`; like hosts have one."""
+    return {host.same_as: Judge(policy, host.profile) for host in hosts}
 
 
 def in_short(answer: Answer) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from formats.arm.sysreg import MIDR_EL1, parse_register
 from formats.arm.vcpu_features import MARKS, VcpuFeature
-from proxy.fleet.baseline import Level, find_baselines, ways_to_start
+from proxy.fleet.baseline import Baseline, Level, find_baselines, ways_to_start
 from proxy.fleet.host import FleetHost
-from proxy.fleet.matrix import judge_fleet
+from proxy.fleet.matrix import judge_fleet, judges_of
 from proxy.fleet.page import render
 from proxy.hosts.profile import HostProfile, Variant
 from proxy.hosts.profile_file import load_profile
@@ -42,12 +42,16 @@ WITH_SVE = replace(
 )
 
 
+def baselines(hosts: list[FleetHost], policy: Policy) -> list[Baseline]:
+    return find_baselines(hosts, judges_of(hosts, policy))
+
+
 def fleet(**profiles: HostProfile) -> list[FleetHost]:
     return [FleetHost(name, profile) for name, profile in profiles.items()]
 
 
 def test_hosts_that_are_alike_need_nothing() -> None:
-    (found,) = find_baselines(fleet(one=BARE, two=BARE), Policy())
+    (found,) = baselines(fleet(one=BARE, two=BARE), Policy())
     assert (found.start.qemu, found.hosts, found.level, found.allowed) == ("-cpu host", ("one", "two"), 0, True)
     assert found.in_short() == "nothing changes"
     assert found.costs == ()
@@ -55,11 +59,11 @@ def test_hosts_that_are_alike_need_nothing() -> None:
 
 def test_a_processor_id_alone_has_to_be_vouched_for() -> None:
     hosts = fleet(one=BARE, two=NEWER)
-    (found,) = find_baselines(hosts, Policy())
+    (found,) = baselines(hosts, Policy())
     assert (found.level, set(found.changes), found.allowed) == (Level.MIDR, {MIDR_EL1}, False)
     assert found.in_short() == "MIDR_EL1 alone changes, which the policy does not allow"
     assert BARE.midr is not None
-    (found,) = find_baselines(hosts, Policy((pairing(BARE.midr), pairing(0x414FD0C2))))
+    (found,) = baselines(hosts, Policy((pairing(BARE.midr), pairing(0x414FD0C2))))
     assert found.allowed
     assert found.in_short() == "MIDR_EL1 alone changes"
 
@@ -67,7 +71,7 @@ def test_a_processor_id_alone_has_to_be_vouched_for() -> None:
 def test_a_feature_that_one_host_lacks_is_turned_off() -> None:
     hosts = fleet(one=BARE, two=WITH_SVE)
     assert ways_to_start(hosts) == [(), ("pmu",), ("sve",), ("pmu", "sve")]
-    (found,) = find_baselines(hosts, Policy())
+    (found,) = baselines(hosts, Policy())
     assert (found.start.off, found.hosts, found.level) == (("sve",), ("one", "two"), Level.NOTHING)
     assert found.as_dict()["start"] == {
         "qemu": "-cpu host,sve=off",
@@ -79,10 +83,10 @@ def test_a_feature_that_one_host_lacks_is_turned_off() -> None:
 
 def test_vectors_of_other_lengths_bring_no_hosts_together_until_there_are_none() -> None:
     short_ones = replace(WITH_SVE, sve_vector_lengths=(16,))
-    (found,) = find_baselines(fleet(one=WITH_SVE, two=short_ones), Policy())
+    (found,) = baselines(fleet(one=WITH_SVE, two=short_ones), Policy())
     assert found.start.off == ("sve",)
     slower = replace(BARE, timer_frequency=1000)
-    assert find_baselines(fleet(one=BARE, two=replace(slower, timer_frequency=2000)), Policy()) == []
+    assert baselines(fleet(one=BARE, two=replace(slower, timer_frequency=2000)), Policy()) == []
 
 
 def test_a_qemu_that_cannot_turn_it_off_is_in_no_such_group() -> None:
@@ -97,12 +101,12 @@ def test_a_qemu_that_cannot_turn_it_off_is_in_no_such_group() -> None:
         absent=frozenset({MARKS[VcpuFeature.PTRAUTH_ADDRESS], MARKS[VcpuFeature.PTRAUTH_GENERIC]}),
     )
     pauth = replace(pauth, variants=(without,))
-    assert [one.start.off for one in find_baselines(fleet(one=BARE, two=pauth), Policy())] == [("pauth",)]
-    assert find_baselines(fleet(one=BARE, two=replace(pauth, qemu="5.2.0")), Policy()) == []
+    assert [one.start.off for one in baselines(fleet(one=BARE, two=pauth), Policy())] == [("pauth",)]
+    assert baselines(fleet(one=BARE, two=replace(pauth, qemu="5.2.0")), Policy()) == []
 
 
 def test_a_profile_that_knows_one_kind_is_in_no_group_of_others() -> None:
-    assert find_baselines(fleet(one=BARE, two=replace(WITH_SVE, variants=None)), Policy()) == []
+    assert baselines(fleet(one=BARE, two=replace(WITH_SVE, variants=None)), Policy()) == []
 
 
 def test_they_are_printed_and_on_the_page(tmp_path: Path) -> None:
