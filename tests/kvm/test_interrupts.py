@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from formats.arm.gic import GITS_IIDR, ICC_CTLR_EL1
 from formats.vmstate.interrupts import interrupts_of
@@ -41,7 +42,7 @@ REFUSED = [
 def patched(stream: bytes, register: int, value: int) -> bytes:
     state = device_state(stream)
     held = bytearray(state.held)
-    interrupts_of(replace(state, held=held))[0][register].replace(value)
+    interrupts_of(structs.replace(state, held=held))[0][register].replace(value)
     return stream[: state.offset] + bytes(held) + stream[state.offset + len(held) :]
 
 
