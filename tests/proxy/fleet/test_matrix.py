@@ -21,6 +21,7 @@ from proxy.hosts.profile_text import write_profile
 from proxy.policy.policy import Policy
 from tests.captures import CAPTURES
 from tests.proxy.helpers import EVERYTHING, ROOT, pairing, rules
+from tests.proxy.live.test_hot_path import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +169,18 @@ def test_profiles_that_do_not_do(tmp_path: Path) -> None:
         done = matrix(*arguments)
         assert done.returncode == 2
         assert says in done.stderr
+
+
+def test_calls_for_a_pair() -> None:
+    """Hosts that are alike are judged once; what is done for each pair of them is little."""
+
+    def calls(each: int) -> int:
+        hosts = [FleetHost(f"{host.name}-{number}", host.profile) for host in HOSTS[:2] for number in range(each)]
+        with counted() as found:
+            judge_fleet(hosts, ALL_LISTED, nothing)
+        return found.total()
+
+    calls(1)  # what is loaded once
+    few, many = calls(4), calls(12)
+    pairs = 24 * 23 - 8 * 7
+    assert (many - few) / pairs <= 40
