@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from benchmarks.carriers import OURS, Way, carrying, free_port
-from benchmarks.switchover import CAPTURE, HOST, MIDR, Switchover, grown
+from benchmarks.played import TIMEOUT, connected, receive
+from benchmarks.switchover import CAPTURE, HOST, MIDR, Switchover, cut_at_state, grown
 from formats.channels.return_path import shut
-from tests.proxy.helpers import live
 from tests.streams import (
     RAM_EOS,
     RAM_ID,
     buffer_section,
-    device_state,
     footer,
     ram_page,
     recorded,
@@ -43,7 +42,6 @@ _PAGE = 4096
 _HEAD = short_head().removesuffix(section_end(RAM_ID, RAM_EOS))
 _PAGES = b"".join(ram_page(index % 16 * _PAGE, payload=b"\x5a" * _PAGE) for index in range(256))
 _BUFFER = 1 << 20
-_TIMEOUT = 60.0
 _FLOWS = 0.3
 _fork = multiprocessing.get_context("fork")
 
@@ -83,9 +81,7 @@ def large(size: int, *, vmdesc: bool) -> Switchover:
     content = (random.Random(size).randbytes(_BUFFER) * (size // _BUFFER))[:size]
     number = max(section.section_id for section in parts.sections) + 1
     parts = parts.inserted(parts.index("cpu"), buffer_section(number, "large", content))
-    stream = live(parts.stream() if vmdesc else parts.bare())
-    start = device_state(stream).offset
-    return Switchover(1, vmdesc, stream[:start], stream[start:])
+    return cut_at_state(parts, 1, vmdesc=vmdesc)
 
 
 async def measured(beside: Others, rounds: int) -> list[float]:
@@ -136,7 +132,7 @@ def _switching(beside: Others, way: Way, back: socket.socket) -> Iterator[Callab
     def switch() -> None:
         now.set()
         for worker in workers:
-            worker.join(_TIMEOUT)
+            worker.join(TIMEOUT)
             if worker.exitcode:
                 raise RuntimeError("a migration did not switch over")
 
@@ -145,22 +141,21 @@ def _switching(beside: Others, way: Way, back: socket.socket) -> Iterator[Callab
 
 def _connection(way: Way, back: socket.socket, before: bytes) -> tuple[socket.socket, socket.socket]:
     """Begin a migration; return its source's socket and its destination's."""
-    source = socket.create_connection(("127.0.0.1", way.port), _TIMEOUT)
-    source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    source = connected(way.port)
     source.sendall(before)
     destination, _ = back.accept()
-    destination.settimeout(_TIMEOUT)
-    _receive(destination, len(before))
+    destination.settimeout(TIMEOUT)
+    receive(destination, len(before))
     return source, destination
 
 
 def _switch(source: socket.socket, destination: socket.socket, switchover: Switchover, now: Event) -> None:
-    now.wait(_TIMEOUT)
+    now.wait(TIMEOUT)
     source.sendall(switchover.state)
-    _receive(destination, len(switchover.state))
+    receive(destination, len(switchover.state))
     destination.sendall(shut(0))
     destination.shutdown(socket.SHUT_WR)
-    _receive(source, len(shut(0)))
+    receive(source, len(shut(0)))
 
 
 def _pour(source: socket.socket) -> None:
@@ -182,12 +177,3 @@ def _watch(destination: socket.socket, begins: Event, ends: Event, there: Connec
             began = now
         last = now
     there.send(worst)
-
-
-def _receive(sock: socket.socket, length: int) -> None:
-    buffer = bytearray(_BUFFER)
-    while length:
-        came = sock.recv_into(buffer, min(length, _BUFFER))
-        if not came:
-            raise RuntimeError("the proxy closed the connection")
-        length -= came

@@ -105,35 +105,37 @@ def switch_over(before: bytes, state: bytes, after: int, port: int, back: socket
         port: where the source goes, on the loopback.
         back: listens where the destination would.
     """
-    with _connected(port) as source:
+    with connected(port) as source:
         source.sendall(before)
         destination, _ = back.accept()
         with destination:
             destination.settimeout(TIMEOUT)
-            _receive(destination, len(before))
+            receive(destination, len(before))
             # A source has its vCPUs' state together a moment after the last of its RAM.
             time.sleep(_SETTLE)
             # What does not fit into the sockets' buffers is sent as the carrier takes it; the clock starts at the end.
             source.sendall(state)
             started = time.perf_counter()
-            _receive(destination, after)
+            receive(destination, after)
             seconds = time.perf_counter() - started
             destination.sendall(shut(0))
             destination.shutdown(socket.SHUT_WR)
-            _receive(source, len(shut(0)))
+            receive(source, len(shut(0)))
             source.shutdown(socket.SHUT_WR)
             while destination.recv(_BUFFER):
                 pass
     return seconds
 
 
-def _connected(port: int) -> socket.socket:
+def connected(port: int) -> socket.socket:
+    """Connect to a port of the loopback; what is sent goes at once, as small as it is."""
     source = socket.create_connection((_LOOPBACK, port), TIMEOUT)
     source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return source
 
 
-def _receive(sock: socket.socket, length: int) -> None:
+def receive(sock: socket.socket, length: int) -> None:
+    """Receive just so many bytes, and throw them away; raises RuntimeError when the connection ends before."""
     buffer = bytearray(min(length, _BUFFER))
     while length:
         length -= sock.recv_into(buffer, min(length, _BUFFER)) or _gone()
@@ -191,7 +193,7 @@ def _proxy(target: int, options: list[str]) -> Iterator[int]:
         try:
             port = _listening(log, process)
             # It listens before it has loaded all; who sends what is no migration is turned away after that.
-            with _connected(port) as stranger, suppress(ConnectionResetError):
+            with connected(port) as stranger, suppress(ConnectionResetError):
                 stranger.settimeout(_START_LIMIT)
                 stranger.sendall(b"no migration")
                 stranger.recv(1)
@@ -220,11 +222,11 @@ def _other_migrations(
     with ExitStack() as stack:
         ways = []
         for _ in range(plan["count"]):
-            source = stack.enter_context(_connected(port))
+            source = stack.enter_context(connected(port))
             source.sendall(head)
             destination = stack.enter_context(back.accept()[0])
             destination.settimeout(TIMEOUT)
-            _receive(destination, len(head))
+            receive(destination, len(head))
             ways.append((source, destination))
         # In a process of its own: in a thread it would have the interpreter when the one with the clock wants it.
         pid = os.fork()
@@ -245,7 +247,7 @@ def _trickle(ways: list[tuple[socket.socket, socket.socket]], piece: bytes) -> N
     while True:
         for source, destination in ways:
             source.sendall(piece)
-            _receive(destination, len(piece))
+            receive(destination, len(piece))
             time.sleep(_PAUSE)
 
 

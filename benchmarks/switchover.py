@@ -24,6 +24,8 @@ from tests.streams import device_state, recorded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.streams import Parts
+
 CAPTURE = "kvm-trixie-a57r0"
 HOST = ROOT / "captures/hosts/trixie-a57.toml"
 MIDR = "0x411fd070"
@@ -56,6 +58,11 @@ def grown(vcpus: int, *, vmdesc: bool, name: str = CAPTURE) -> Switchover:
         description = deepcopy(first.description) | {"instance_id": number}
         copy = replace(first, section_id=highest + number, instance=number, description=description)
         parts = parts.inserted(index + number, copy)
+    return cut_at_state(parts, vcpus, vmdesc=vmdesc)
+
+
+def cut_at_state(parts: Parts, vcpus: int, *, vmdesc: bool) -> Switchover:
+    """Put a stream together, of so many vCPUs, and cut it where its device state begins."""
     stream = live(parts.stream() if vmdesc else parts.bare())
     start = device_state(stream).offset
     return Switchover(vcpus, vmdesc, stream[:start], stream[start:])

@@ -6,6 +6,7 @@ congestion control, over the loopback. `splice`, which reads nothing, is what no
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -201,7 +202,7 @@ def _look(size: int, source: socket.socket, destination: socket.socket) -> None:
 
 def _tee(source: socket.socket, destination: socket.socket) -> None:
     """Double what is in the pipe, and read one of the two."""
-    libc = __import__("ctypes").CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)
     (outlet, inlet), (copy, copies) = _pipe(), _pipe()
     buffer = memoryview(bytearray(_PIPE))
     while length := os.splice(source.fileno(), inlet, _PIPE):
